@@ -1,0 +1,228 @@
+"""The nouns of the system as frozen values: versions, places, holdings, decisions, facts.
+
+No behaviour beyond ordering and look-up; `snapshotd.rpc.convert` turns them into messages and
+back. Words as in the glossary of DESIGN.md.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import cached_property
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Version:
+    """The training state after `step`, as made in `epoch`. Names bytes for ever, with the shard."""
+
+    epoch: int
+    step: int
+
+    def __str__(self) -> str:
+        return f"step {self.step} (epoch {self.epoch})"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Home:
+    """Where a shard lives: a node, and the local rank there."""
+
+    node: str
+    slot: int
+
+    def __str__(self) -> str:
+        return f"{self.node}/{self.slot}"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Member:
+    """One shard of a group, and its home."""
+
+    shard: int
+    home: Home
+
+
+@dataclass(frozen=True)
+class Group:
+    """n members, ordered by shard, that keep each other's state with m parity blocks a stripe."""
+
+    members: tuple[Member, ...]
+    parity: int
+
+    @property
+    def size(self) -> int:
+        """n."""
+        return len(self.members)
+
+    @property
+    def data(self) -> int:
+        """k = n - m data blocks a stripe."""
+        return self.size - self.parity
+
+    @cached_property
+    def shards(self) -> tuple[int, ...]:
+        return tuple(m.shard for m in self.members)
+
+    def position(self, shard: int) -> int:
+        """Index of `shard` in the group; ValueError where it is no member."""
+        return self.shards.index(shard)
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ParityPlace:
+    """Which parity block: of which shards, which stripe, which row."""
+
+    shards: tuple[int, ...]
+    parity: int
+    stripe: int
+    row: int
+
+
+@dataclass(frozen=True, slots=True)
+class DataHolding:
+    """A sealed, verified shard in some slot's memory."""
+
+    job: str
+    shard: int
+    version: Version
+    image_bytes: int
+    content_digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ParityHolding:
+    """A stored, verified parity block in some slot's memory.
+
+    `content_digests` are those of the group's shards it was computed from, in group order.
+    """
+
+    job: str
+    version: Version
+    place: ParityPlace
+    image_bytes: int
+    content_digests: tuple[bytes, ...]
+
+
+class Tier(Enum):
+    """Where a restore came from, for the whole job; values as in the wire's enum."""
+
+    NONE = 1
+    LOCAL = 2
+    GROUP = 3
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class DecisionId:
+    """Decisions of a job are totally ordered: by epoch, then by the node that stated them."""
+
+    epoch: int
+    node: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The one answer to the restore() of every rank of an epoch.
+
+    Exactly one of these holds: `restore` is a version; `refusal` says why nothing can be done;
+    neither: a fresh start. `incarnations[i]` is the trainer of shard i.
+    """
+
+    id: DecisionId
+    job: str
+    world: int
+    groups: tuple[Group, ...]
+    incarnations: tuple[str, ...]
+    restore: Version | None = None
+    refusal: str = ""
+    tier: Tier = Tier.NONE
+    committed: Version | None = None
+
+    def group_of(self, shard: int) -> Group | None:
+        return next((g for g in self.groups if shard in g.shards), None)
+
+    def home_of(self, shard: int) -> Home | None:
+        group = self.group_of(shard)
+        return group.members[group.position(shard)].home if group else None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainerFacts:
+    """What a slot knows of its trainer."""
+
+    job: str
+    run_id: str
+    restart_count: int
+    incarnation: str
+    shard: int
+    world: int
+    waiting: bool = False
+    allow_fresh: bool = False
+    decision: DecisionId | None = None
+    staged: bool = False
+    failure: str = ""
+    passed_step: int = 0
+    skipped: int = 0
+    present: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SlotCounters:
+    """Totals of one slot since its SMP started; bytes unless the name says otherwise."""
+
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    bytes_copied: int = 0
+    bytes_decoded: int = 0
+    quarantined: int = 0
+    aborted: int = 0
+    allocated_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """What one SMP says of itself."""
+
+    slot: int
+    address: str = ""
+    trainer: TrainerFacts | None = None
+    data: tuple[DataHolding, ...] = ()
+    parity: tuple[ParityHolding, ...] = ()
+    counters: SlotCounters = field(default_factory=SlotCounters)
+
+
+@dataclass(frozen=True, slots=True)
+class Cadence:
+    """Snapshot every `interval`-th due step from `from_step` on; 1 while all is well."""
+
+    interval: int = 1
+    from_step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobFacts:
+    """What a node knows of a job: its epoch, its restore point, the newest decision."""
+
+    job: str
+    world: int = 0
+    epoch: int = 0
+    committed: Version | None = None
+    committed_in: int = 0
+    decision: Decision | None = None
+    cadence: Cadence = Cadence()
+
+
+@dataclass(frozen=True, slots=True)
+class NodeFacts:
+    """All that a node publishes; (boot, sequence) orders two of the same node."""
+
+    cluster_id: str
+    node: str
+    boot: str
+    sequence: int
+    address: str
+    members: tuple[tuple[str, str], ...] = ()
+    slots: tuple[SlotFacts, ...] = ()
+    jobs: tuple[JobFacts, ...] = ()
+    protocol: int = 1
+
+    def job(self, name: str) -> JobFacts | None:
+        return next((j for j in self.jobs if j.job == name), None)

@@ -1,0 +1,1 @@
+"""The contract both sides share: generated messages, the segment header, agreed numbers."""

@@ -1,0 +1,457 @@
+from snapshotd.wire.v1 import segment_pb2 as _segment_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Mapping, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIER_UNSPECIFIED: _ClassVar[Tier]
+    TIER_NONE: _ClassVar[Tier]
+    TIER_LOCAL: _ClassVar[Tier]
+    TIER_GROUP: _ClassVar[Tier]
+TIER_UNSPECIFIED: Tier
+TIER_NONE: Tier
+TIER_LOCAL: Tier
+TIER_GROUP: Tier
+
+class Home(_message.Message):
+    __slots__ = ("node", "slot")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    slot: int
+    def __init__(self, node: _Optional[str] = ..., slot: _Optional[int] = ...) -> None: ...
+
+class Member(_message.Message):
+    __slots__ = ("shard", "home")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    home: Home
+    def __init__(self, shard: _Optional[int] = ..., home: _Optional[_Union[Home, _Mapping]] = ...) -> None: ...
+
+class Group(_message.Message):
+    __slots__ = ("members", "parity")
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[Member]
+    parity: int
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., parity: _Optional[int] = ...) -> None: ...
+
+class PeerAddress(_message.Message):
+    __slots__ = ("node", "address")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    address: str
+    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...
+
+class DecisionId(_message.Message):
+    __slots__ = ("epoch", "node")
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    epoch: int
+    node: str
+    def __init__(self, epoch: _Optional[int] = ..., node: _Optional[str] = ...) -> None: ...
+
+class Incarnation(_message.Message):
+    __slots__ = ("shard", "id")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    id: str
+    def __init__(self, shard: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
+
+class Decision(_message.Message):
+    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    INCARNATIONS_FIELD_NUMBER: _ClassVar[int]
+    RESTORE_FIELD_NUMBER: _ClassVar[int]
+    FRESH_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_FIELD_NUMBER: _ClassVar[int]
+    TIER_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    id: DecisionId
+    job: str
+    world: int
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    incarnations: _containers.RepeatedCompositeFieldContainer[Incarnation]
+    restore: _segment_pb2.Version
+    fresh: Fresh
+    refusal: str
+    tier: Tier
+    committed: _segment_pb2.Version
+    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ...) -> None: ...
+
+class Fresh(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DataHolding(_message.Message):
+    __slots__ = ("job", "shard", "version", "image_bytes", "content_digest")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    shard: int
+    version: _segment_pb2.Version
+    image_bytes: int
+    content_digest: bytes
+    def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digest: _Optional[bytes] = ...) -> None: ...
+
+class ParityHolding(_message.Message):
+    __slots__ = ("job", "version", "place", "image_bytes", "content_digests")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    version: _segment_pb2.Version
+    place: _segment_pb2.ParityPlace
+    image_bytes: int
+    content_digests: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class TrainerFacts(_message.Message):
+    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RUN_ID_FIELD_NUMBER: _ClassVar[int]
+    RESTART_COUNT_FIELD_NUMBER: _ClassVar[int]
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    WAITING_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_FRESH_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    STAGED_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    PASSED_STEP_FIELD_NUMBER: _ClassVar[int]
+    SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    run_id: str
+    restart_count: int
+    incarnation: str
+    shard: int
+    world: int
+    waiting: bool
+    allow_fresh: bool
+    decision: DecisionId
+    staged: bool
+    failure: str
+    passed_step: int
+    skipped: int
+    present: bool
+    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ...) -> None: ...
+
+class SlotFacts(_message.Message):
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters")
+    SLOT_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    TRAINER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    slot: int
+    address: str
+    trainer: TrainerFacts
+    data: _containers.RepeatedCompositeFieldContainer[DataHolding]
+    parity: _containers.RepeatedCompositeFieldContainer[ParityHolding]
+    counters: SlotCounters
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ...) -> None: ...
+
+class SlotCounters(_message.Message):
+    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes")
+    BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DECODED_FIELD_NUMBER: _ClassVar[int]
+    QUARANTINED_FIELD_NUMBER: _ClassVar[int]
+    ABORTED_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    bytes_sent: int
+    bytes_received: int
+    bytes_copied: int
+    bytes_decoded: int
+    quarantined: int
+    aborted: int
+    allocated_bytes: int
+    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ...) -> None: ...
+
+class Cadence(_message.Message):
+    __slots__ = ("interval", "from_step")
+    INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    FROM_STEP_FIELD_NUMBER: _ClassVar[int]
+    interval: int
+    from_step: int
+    def __init__(self, interval: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
+
+class JobFacts(_message.Message):
+    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    COMMITTED_IN_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    CADENCE_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    epoch: int
+    committed: _segment_pb2.Version
+    committed_in: int
+    decision: Decision
+    cadence: Cadence
+    world: int
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ...) -> None: ...
+
+class NodeFacts(_message.Message):
+    __slots__ = ("protocol", "cluster_id", "node", "boot", "sequence", "address", "members", "slots", "jobs")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    cluster_id: str
+    node: str
+    boot: str
+    sequence: int
+    address: str
+    members: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    slots: _containers.RepeatedCompositeFieldContainer[SlotFacts]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., sequence: _Optional[int] = ..., address: _Optional[str] = ..., members: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ...) -> None: ...
+
+class StatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ShardStatus(_message.Message):
+    __slots__ = ("job", "shard", "home", "generations", "is_protected", "why_not", "waits_for")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    HOME_FIELD_NUMBER: _ClassVar[int]
+    GENERATIONS_FIELD_NUMBER: _ClassVar[int]
+    IS_PROTECTED_FIELD_NUMBER: _ClassVar[int]
+    WHY_NOT_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FOR_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    shard: int
+    home: Home
+    generations: _containers.RepeatedCompositeFieldContainer[GenerationStatus]
+    is_protected: bool
+    why_not: str
+    waits_for: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., home: _Optional[_Union[Home, _Mapping]] = ..., generations: _Optional[_Iterable[_Union[GenerationStatus, _Mapping]]] = ..., is_protected: bool = ..., why_not: _Optional[str] = ..., waits_for: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class GenerationStatus(_message.Message):
+    __slots__ = ("version", "state", "age_s", "bytes")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    version: _segment_pb2.Version
+    state: str
+    age_s: float
+    bytes: int
+    def __init__(self, version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., state: _Optional[str] = ..., age_s: _Optional[float] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class MemberStatus(_message.Message):
+    __slots__ = ("node", "address", "state", "silent_s", "reason")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
+    SILENT_S_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    address: str
+    state: str
+    silent_s: float
+    reason: str
+    def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., silent_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class NodeStatus(_message.Message):
+    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason")
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COORDINATOR_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    CODING_FIELD_NUMBER: _ClassVar[int]
+    HEALTHY_FIELD_NUMBER: _ClassVar[int]
+    HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
+    cluster_id: str
+    node: str
+    boot: str
+    version: str
+    coordinator: str
+    members: _containers.RepeatedCompositeFieldContainer[MemberStatus]
+    shards: _containers.RepeatedCompositeFieldContainer[ShardStatus]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
+    slots: _containers.RepeatedCompositeFieldContainer[SlotFacts]
+    budget_bytes: int
+    allocated_bytes: int
+    coding: str
+    healthy: bool
+    health_reason: str
+    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ...) -> None: ...
+
+class InventoryRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PlanRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class ShardPlan(_message.Message):
+    __slots__ = ("shard", "source", "detail")
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    DETAIL_FIELD_NUMBER: _ClassVar[int]
+    shard: int
+    source: str
+    detail: str
+    def __init__(self, shard: _Optional[int] = ..., source: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
+
+class PlanReply(_message.Message):
+    __slots__ = ("job", "restorable", "version", "reason", "shards")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    RESTORABLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    restorable: bool
+    version: _segment_pb2.Version
+    reason: str
+    shards: _containers.RepeatedCompositeFieldContainer[ShardPlan]
+    def __init__(self, job: _Optional[str] = ..., restorable: bool = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardPlan, _Mapping]]] = ...) -> None: ...
+
+class DropRequest(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class DropReply(_message.Message):
+    __slots__ = ("freed_bytes",)
+    FREED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    freed_bytes: int
+    def __init__(self, freed_bytes: _Optional[int] = ...) -> None: ...
+
+class ReadRequest(_message.Message):
+    __slots__ = ("protocol", "cluster_id", "job", "version", "shard", "place", "offset", "bytes")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    cluster_id: str
+    job: str
+    version: _segment_pb2.Version
+    shard: int
+    place: _segment_pb2.ParityPlace
+    offset: int
+    bytes: int
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., shard: _Optional[int] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+
+class ReadReply(_message.Message):
+    __slots__ = ("seal", "parity", "chunk")
+    SEAL_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    seal: _segment_pb2.SealRecord
+    parity: _segment_pb2.ParityRecord
+    chunk: bytes
+    def __init__(self, seal: _Optional[_Union[_segment_pb2.SealRecord, _Mapping]] = ..., parity: _Optional[_Union[_segment_pb2.ParityRecord, _Mapping]] = ..., chunk: _Optional[bytes] = ...) -> None: ...
+
+class StoreRequest(_message.Message):
+    __slots__ = ("opening", "chunk", "record")
+    OPENING_FIELD_NUMBER: _ClassVar[int]
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    RECORD_FIELD_NUMBER: _ClassVar[int]
+    opening: StoreOpening
+    chunk: bytes
+    record: _segment_pb2.ParityRecord
+    def __init__(self, opening: _Optional[_Union[StoreOpening, _Mapping]] = ..., chunk: _Optional[bytes] = ..., record: _Optional[_Union[_segment_pb2.ParityRecord, _Mapping]] = ...) -> None: ...
+
+class StoreOpening(_message.Message):
+    __slots__ = ("protocol", "cluster_id", "job", "epoch", "version", "place", "image_bytes")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    EPOCH_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    cluster_id: str
+    job: str
+    epoch: int
+    version: _segment_pb2.Version
+    place: _segment_pb2.ParityPlace
+    image_bytes: int
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+
+class StoreReply(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Orders(_message.Message):
+    __slots__ = ("jobs", "peers", "parity")
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
+    peers: _containers.RepeatedCompositeFieldContainer[PeerSlot]
+    parity: int
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., parity: _Optional[int] = ...) -> None: ...
+
+class PeerSlot(_message.Message):
+    __slots__ = ("node", "facts")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    facts: SlotFacts
+    def __init__(self, node: _Optional[str] = ..., facts: _Optional[_Union[SlotFacts, _Mapping]] = ...) -> None: ...
+
+class DropOrder(_message.Message):
+    __slots__ = ("job",)
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    def __init__(self, job: _Optional[str] = ...) -> None: ...
+
+class ToSmp(_message.Message):
+    __slots__ = ("orders", "drop")
+    ORDERS_FIELD_NUMBER: _ClassVar[int]
+    DROP_FIELD_NUMBER: _ClassVar[int]
+    orders: Orders
+    drop: DropOrder
+    def __init__(self, orders: _Optional[_Union[Orders, _Mapping]] = ..., drop: _Optional[_Union[DropOrder, _Mapping]] = ...) -> None: ...
