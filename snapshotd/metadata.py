@@ -6,6 +6,7 @@ back. Words as in the glossary of DESIGN.md.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -50,12 +51,12 @@ class Group:
 
     @property
     def size(self) -> int:
-        """n."""
+        """Number of members, n."""
         return len(self.members)
 
     @property
     def data(self) -> int:
-        """k = n - m data blocks a stripe."""
+        """Number of data blocks a stripe, k = n - m."""
         return self.size - self.parity
 
     @cached_property
@@ -92,7 +93,8 @@ class DataHolding:
 class ParityHolding:
     """A stored, verified parity block in some slot's memory.
 
-    `content_digests` are those of the group's shards it was computed from, in group order.
+    `content_digests` and `shard_bytes` are those of the images of the group's shards it was
+    computed from, in group order.
     """
 
     job: str
@@ -100,6 +102,7 @@ class ParityHolding:
     place: ParityPlace
     image_bytes: int
     content_digests: tuple[bytes, ...]
+    shard_bytes: tuple[int, ...]
 
 
 class Tier(Enum):
@@ -199,11 +202,20 @@ class Cadence:
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What a node knows of a job: its epoch, its restore point, the newest decision."""
+    """What a node knows of a job: its epoch, its restore point, the newest decision.
+
+    Attributes:
+        epoch: newest epoch anyone decided, released or not.
+        lineage: epoch of the newest decision released to all ranks; `committed` belongs to it.
+        committed: the restore point ("watermark"), None before the first.
+        committed_in: epoch in whose groups `committed` is protected; below `lineage` from a
+            restore until the group has protected the restored step again.
+    """
 
     job: str
     world: int = 0
     epoch: int = 0
+    lineage: int = 0
     committed: Version | None = None
     committed_in: int = 0
     decision: Decision | None = None
@@ -223,6 +235,24 @@ class NodeFacts:
     slots: tuple[SlotFacts, ...] = ()
     jobs: tuple[JobFacts, ...] = ()
     protocol: int = 1
+
+    def job(self, name: str) -> JobFacts | None:
+        return next((j for j in self.jobs if j.job == name), None)
+
+
+@dataclass(frozen=True)
+class Orders:
+    """What an SMP must know of the world; stated whole, again on each change.
+
+    Attributes:
+        jobs: all jobs this node knows of.
+        peers: facts of every slot of every live node, this one's too.
+        waits: job -> why no restore was decided yet.
+    """
+
+    jobs: tuple[JobFacts, ...] = ()
+    peers: Mapping[Home, SlotFacts] = field(default_factory=dict)
+    waits: Mapping[str, str] = field(default_factory=dict)
 
     def job(self, name: str) -> JobFacts | None:
         return next((j for j in self.jobs if j.job == name), None)

@@ -1,0 +1,1 @@
+"""Decisions: pure functions and state machines; no clock, no socket, no file, no thread."""

@@ -109,18 +109,20 @@ class DataHolding(_message.Message):
     def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digest: _Optional[bytes] = ...) -> None: ...
 
 class ParityHolding(_message.Message):
-    __slots__ = ("job", "version", "place", "image_bytes", "content_digests")
+    __slots__ = ("job", "version", "place", "image_bytes", "content_digests", "shard_bytes")
     JOB_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    SHARD_BYTES_FIELD_NUMBER: _ClassVar[int]
     job: str
     version: _segment_pb2.Version
     place: _segment_pb2.ParityPlace
     image_bytes: int
     content_digests: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    shard_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ..., shard_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TrainerFacts(_message.Message):
     __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present")
@@ -197,7 +199,7 @@ class Cadence(_message.Message):
     def __init__(self, interval: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
 
 class JobFacts(_message.Message):
-    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world")
+    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -205,6 +207,7 @@ class JobFacts(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     CADENCE_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
+    LINEAGE_FIELD_NUMBER: _ClassVar[int]
     job: str
     epoch: int
     committed: _segment_pb2.Version
@@ -212,7 +215,8 @@ class JobFacts(_message.Message):
     decision: Decision
     cadence: Cadence
     world: int
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ...) -> None: ...
+    lineage: int
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ...) -> None: ...
 
 class NodeFacts(_message.Message):
     __slots__ = ("protocol", "cluster_id", "node", "boot", "sequence", "address", "members", "slots", "jobs")
@@ -425,14 +429,21 @@ class StoreReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Orders(_message.Message):
-    __slots__ = ("jobs", "peers", "parity")
+    __slots__ = ("jobs", "peers", "waits")
+    class WaitsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     JOBS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
-    PARITY_FIELD_NUMBER: _ClassVar[int]
+    WAITS_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
     peers: _containers.RepeatedCompositeFieldContainer[PeerSlot]
-    parity: int
-    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., parity: _Optional[int] = ...) -> None: ...
+    waits: _containers.ScalarMap[str, str]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., waits: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class PeerSlot(_message.Message):
     __slots__ = ("node", "facts")
@@ -441,17 +452,3 @@ class PeerSlot(_message.Message):
     node: str
     facts: SlotFacts
     def __init__(self, node: _Optional[str] = ..., facts: _Optional[_Union[SlotFacts, _Mapping]] = ...) -> None: ...
-
-class DropOrder(_message.Message):
-    __slots__ = ("job",)
-    JOB_FIELD_NUMBER: _ClassVar[int]
-    job: str
-    def __init__(self, job: _Optional[str] = ...) -> None: ...
-
-class ToSmp(_message.Message):
-    __slots__ = ("orders", "drop")
-    ORDERS_FIELD_NUMBER: _ClassVar[int]
-    DROP_FIELD_NUMBER: _ClassVar[int]
-    orders: Orders
-    drop: DropOrder
-    def __init__(self, orders: _Optional[_Union[Orders, _Mapping]] = ..., drop: _Optional[_Union[DropOrder, _Mapping]] = ...) -> None: ...

@@ -90,7 +90,7 @@ class NodeServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Drop(self, request, context):
-        """forget a job and free its memory on this node
+        """forget a job and free its memory, on all nodes
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -398,7 +398,7 @@ class LocalStub(object):
         self.Link = channel.stream_stream(
                 '/snapshotd.wire.v1.Local/Link',
                 request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.SlotFacts.SerializeToString,
-                response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.ToSmp.FromString,
+                response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Orders.FromString,
                 _registered_method=True)
 
 
@@ -418,7 +418,7 @@ def add_LocalServicer_to_server(servicer, server):
             'Link': grpc.stream_stream_rpc_method_handler(
                     servicer.Link,
                     request_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.SlotFacts.FromString,
-                    response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.ToSmp.SerializeToString,
+                    response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Orders.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -447,7 +447,7 @@ class Local(object):
             target,
             '/snapshotd.wire.v1.Local/Link',
             snapshotd_dot_wire_dot_v1_dot_node__pb2.SlotFacts.SerializeToString,
-            snapshotd_dot_wire_dot_v1_dot_node__pb2.ToSmp.FromString,
+            snapshotd_dot_wire_dot_v1_dot_node__pb2.Orders.FromString,
             options,
             channel_credentials,
             insecure,

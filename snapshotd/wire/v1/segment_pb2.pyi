@@ -115,7 +115,7 @@ class StorageExtent(_message.Message):
     def __init__(self, image_offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class TensorEntry(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "stride", "extent", "extent_offset", "device_type", "requires_grad", "dtensor")
+    __slots__ = ("name", "dtype", "shape", "stride", "extent", "extent_offset", "device_type", "requires_grad", "dtensor", "owner")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -125,6 +125,7 @@ class TensorEntry(_message.Message):
     DEVICE_TYPE_FIELD_NUMBER: _ClassVar[int]
     REQUIRES_GRAD_FIELD_NUMBER: _ClassVar[int]
     DTENSOR_FIELD_NUMBER: _ClassVar[int]
+    OWNER_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -134,7 +135,8 @@ class TensorEntry(_message.Message):
     device_type: str
     requires_grad: bool
     dtensor: DTensorSpec
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., extent: _Optional[int] = ..., extent_offset: _Optional[int] = ..., device_type: _Optional[str] = ..., requires_grad: bool = ..., dtensor: _Optional[_Union[DTensorSpec, _Mapping]] = ...) -> None: ...
+    owner: str
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., extent: _Optional[int] = ..., extent_offset: _Optional[int] = ..., device_type: _Optional[str] = ..., requires_grad: bool = ..., dtensor: _Optional[_Union[DTensorSpec, _Mapping]] = ..., owner: _Optional[str] = ...) -> None: ...
 
 class DTensorSpec(_message.Message):
     __slots__ = ("global_shape", "global_stride", "placements", "mesh_shape", "mesh_dim_names")
@@ -150,8 +152,24 @@ class DTensorSpec(_message.Message):
     mesh_dim_names: _containers.RepeatedScalarFieldContainer[str]
     def __init__(self, global_shape: _Optional[_Iterable[int]] = ..., global_stride: _Optional[_Iterable[int]] = ..., placements: _Optional[_Iterable[str]] = ..., mesh_shape: _Optional[_Iterable[int]] = ..., mesh_dim_names: _Optional[_Iterable[str]] = ...) -> None: ...
 
+class ParameterGroup(_message.Message):
+    __slots__ = ("parameters",)
+    PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    parameters: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, parameters: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class OptimizerShape(_message.Message):
+    __slots__ = ("name", "type", "groups")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    TYPE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    type: str
+    groups: _containers.RepeatedCompositeFieldContainer[ParameterGroup]
+    def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ...) -> None: ...
+
 class Manifest(_message.Message):
-    __slots__ = ("format", "job", "world", "shard", "step", "extents", "tensors", "skeleton", "names")
+    __slots__ = ("format", "job", "world", "shard", "step", "extents", "tensors", "skeleton", "names", "optimizers")
     class NamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +186,7 @@ class Manifest(_message.Message):
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
+    OPTIMIZERS_FIELD_NUMBER: _ClassVar[int]
     format: int
     job: str
     world: int
@@ -177,4 +196,5 @@ class Manifest(_message.Message):
     tensors: _containers.RepeatedCompositeFieldContainer[TensorEntry]
     skeleton: StorageExtent
     names: _containers.ScalarMap[str, str]
-    def __init__(self, format: _Optional[int] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., extents: _Optional[_Iterable[_Union[StorageExtent, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorEntry, _Mapping]]] = ..., skeleton: _Optional[_Union[StorageExtent, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    optimizers: _containers.RepeatedCompositeFieldContainer[OptimizerShape]
+    def __init__(self, format: _Optional[int] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., extents: _Optional[_Iterable[_Union[StorageExtent, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorEntry, _Mapping]]] = ..., skeleton: _Optional[_Union[StorageExtent, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., optimizers: _Optional[_Iterable[_Union[OptimizerShape, _Mapping]]] = ...) -> None: ...

@@ -121,12 +121,14 @@ class Restored(_message.Message):
     def __init__(self, decision: _Optional[_Union[_node_pb2.Decision, _Mapping]] = ..., path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ...) -> None: ...
 
 class Claim(_message.Message):
-    __slots__ = ("step", "image_bytes")
+    __slots__ = ("step", "image_bytes", "patience_s")
     STEP_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PATIENCE_S_FIELD_NUMBER: _ClassVar[int]
     step: int
     image_bytes: int
-    def __init__(self, step: _Optional[int] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    patience_s: float
+    def __init__(self, step: _Optional[int] = ..., image_bytes: _Optional[int] = ..., patience_s: _Optional[float] = ...) -> None: ...
 
 class Granted(_message.Message):
     __slots__ = ("path", "image_offset", "image_capacity", "buffer")

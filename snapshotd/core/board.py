@@ -1,0 +1,223 @@
+"""The supervisor's mind: facts of this node and of the others in, what to publish and order out.
+
+No clock, no socket, no thread: time is passed in, and the caller sends what the board says. The
+board is told of three things: another node's facts, a change of one of its own slots, and the
+passing of time. After each it draws all conclusions; `sequence` grows when what it publishes has
+changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from snapshotd.core.cadence import Window, judge
+from snapshotd.core.commit import advance, merge_all, stated
+from snapshotd.core.membership import Membership, Refusal
+from snapshotd.core.recovery import Missing, Origin, candidates, survey
+from snapshotd.core.restore import Situation, Wait, decide, waiting_shards
+from snapshotd.errors import CallerError
+from snapshotd.metadata import Decision, Home, JobFacts, NodeFacts, Orders, SlotFacts, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator decided, as far as the board needs it."""
+
+    group_size: int
+    parity: int
+    patience_s: float
+    max_interval: int
+
+
+class Board:
+    """Facts and conclusions of one node."""
+
+    def __init__(
+        self, membership: Membership, policy: Policy, records: Iterable[JobFacts] = ()
+    ) -> None:
+        self.membership = membership
+        self._policy = policy
+        self._slots: dict[int, SlotFacts] = {}
+        self._jobs = {job.job: job for job in records}
+        self._waits: dict[str, str] = {}
+        self._waiting_since: dict[str, tuple[tuple[str, ...], float]] = {}
+        self._windows: dict[str, Window | None] = {}
+        self._sequence = 0
+        self._published: NodeFacts | None = None
+
+    # -- events
+
+    def hear(self, facts: NodeFacts, now_s: float) -> Refusal | None:
+        """Facts of another node; a refusal says why they do not count."""
+        refusal = self.membership.hear(facts, now_s)
+        if refusal is None:
+            self.conclude(now_s)
+        return refusal
+
+    def slot_changed(self, facts: SlotFacts, now_s: float) -> None:
+        """One of this node's SMPs states its facts."""
+        self._slots[facts.slot] = facts
+        self.conclude(now_s)
+
+    def slot_gone(self, slot: int, now_s: float) -> None:
+        """The SMP of a slot died; what it held counts again when its successor has verified it."""
+        self._slots.pop(slot, None)
+        self.conclude(now_s)
+
+    def drop(self, job: str, now_s: float) -> None:
+        """The operator gives a job up: a lineage of its own, in which nothing is held.
+
+        Raises:
+            CallerError: nobody knows the job, or a trainer of it lives.
+        """
+        known = self._jobs.get(job)
+        if known is None:
+            raise CallerError(f"no live node knows a job {job!r}", "See `snapshotd status`")
+        slots = self.slots(now_s).items()
+        living = [str(h) for h, f in slots if f.trainer and f.trainer.job == job]
+        if living:
+            raise CallerError(f"job {job!r} has trainers on {', '.join(living)}", "End it first")
+        epoch = known.epoch + 1
+        self._jobs[job] = JobFacts(job, epoch=epoch, lineage=epoch)
+        self.conclude(now_s)
+
+    def conclude(self, now_s: float) -> None:
+        """Draw every conclusion the facts allow now."""
+        live = self.membership.live(now_s)
+        for name in self._job_names(live):
+            self._conclude_job(name, live, now_s)
+        self._publish(now_s)
+
+    # -- what the caller sends
+
+    @property
+    def facts(self) -> NodeFacts:
+        """What this node publishes."""
+        assert self._published is not None, "conclude() has never run"
+        return self._published
+
+    def orders(self, now_s: float) -> Orders:
+        """What this node's SMPs must know."""
+        jobs = tuple(self._jobs[j] for j in sorted(self._jobs))
+        return Orders(jobs, self.slots(now_s), dict(self._waits))
+
+    def jobs(self) -> tuple[JobFacts, ...]:
+        """All jobs this node knows of."""
+        return tuple(self._jobs[j] for j in sorted(self._jobs))
+
+    def slots(self, now_s: float) -> dict[Home, SlotFacts]:
+        """Facts of every slot of every live node, this one's among them."""
+        everyone = {self.membership.node: tuple(self._slots.values())}
+        for node, facts in self.membership.live(now_s).items():
+            everyone[node] = facts.slots
+        return {Home(n, s.slot): s for n, slots in everyone.items() for s in slots}
+
+    def coordinator(self, now_s: float) -> str:
+        """The live node with the lowest id."""
+        return min([self.membership.node, *self.membership.live(now_s)])
+
+    def plan(self, job: str, now_s: float) -> tuple[Version | None, tuple[Origin, ...], str]:
+        """What a restore would choose now: version, each shard's origin, reason. Changes nothing."""
+        slots = self.slots(now_s)
+        known = self._jobs.get(job)
+        if known is None:
+            return None, (), f"no live node knows a job {job!r}"
+        decision = known.decision
+        homes = {m.shard: m.home for g in (decision.groups if decision else ()) for m in g.members}
+        worst: tuple[Origin, ...] = ()
+        for version in candidates(slots, job):
+            origins = survey(slots, job, known.world, version, homes)
+            if not any(isinstance(o, Missing) for o in origins):
+                return version, origins, ""
+            worst = worst or origins
+        return None, worst, "no version can be put together from what is held"
+
+    # -- conclusions
+
+    def _job_names(self, live: Mapping[str, NodeFacts]) -> list[str]:
+        named = {j.job for facts in live.values() for j in facts.jobs} | set(self._jobs)
+        asked = {f.trainer.job for f in self._slots.values() if f.trainer}
+        elsewhere = {s.trainer.job for n in live.values() for s in n.slots if s.trainer}
+        return sorted(named | asked | elsewhere)
+
+    def _conclude_job(self, job: str, live: Mapping[str, NodeFacts], now_s: float) -> None:
+        slots = self.slots(now_s)
+        known = merge_all([*(j for f in live.values() if (j := f.job(job))), *self._known(job)])
+        coordinating = self.coordinator(now_s) == self.membership.node
+        known = self._decide(job, known, slots, now_s, coordinating)
+        if known is None:
+            return
+        known = advance(known, slots)
+        if coordinating:
+            known = self._judge_cadence(known, slots)
+        self._jobs[job] = known
+
+    def _known(self, job: str) -> tuple[JobFacts, ...]:
+        return (self._jobs[job],) if job in self._jobs else ()
+
+    def _decide(
+        self,
+        job: str,
+        known: JobFacts | None,
+        slots: Mapping[Home, SlotFacts],
+        now_s: float,
+        coordinating: bool,
+    ) -> JobFacts | None:
+        """Every node sees why a restore waits; the coordinator alone states the decision."""
+        outcome = decide(
+            Situation(
+                job=job,
+                slots=slots,
+                known=known,
+                absent=self.membership.absent(now_s),
+                patience_s=self._policy.patience_s,
+                waited_s=self._waited_s(job, slots, now_s),
+                self_node=self.membership.node,
+                group_size=self._policy.group_size,
+                parity=self._policy.parity,
+            )
+        )
+        self._waits.pop(job, None)
+        if isinstance(outcome, Wait):
+            self._waits[job] = outcome.reason
+        if isinstance(outcome, Decision) and coordinating:
+            return stated(known, outcome)
+        return known
+
+    def _waited_s(self, job: str, slots: Mapping[Home, SlotFacts], now_s: float) -> float:
+        waiting = waiting_shards(slots, job)
+        before, since_s = self._waiting_since.get(job, ((), now_s))
+        if before != waiting:
+            since_s = now_s
+            self._waiting_since[job] = (waiting, since_s)
+        return now_s - since_s
+
+    def _judge_cadence(self, known: JobFacts, slots: Mapping[Home, SlotFacts]) -> JobFacts:
+        decision = known.decision
+        training = [
+            f.trainer
+            for f in slots.values()
+            if f.trainer and decision and f.trainer.decision == decision.id and f.trainer.staged
+        ]
+        window, cadence = judge(
+            self._windows.get(known.job), training, known.cadence, self._policy.max_interval
+        )
+        self._windows[known.job] = window
+        return known if cadence == known.cadence else replace(known, cadence=cadence)
+
+    def _publish(self, now_s: float) -> None:
+        who = self.membership
+        content = NodeFacts(
+            cluster_id=who.cluster_id,
+            node=who.node,
+            boot=who.boot,
+            sequence=self._sequence,
+            address=who.address,
+            members=who.members(now_s),
+            slots=tuple(self._slots[s] for s in sorted(self._slots)),
+            jobs=self.jobs(),
+        )
+        if content != self._published:
+            self._sequence += 1
+            self._published = replace(content, sequence=self._sequence)

@@ -1,0 +1,89 @@
+"""A job's restore point: how what one node knows of a job grows and merges.
+
+Every node computes this for itself from the same facts, and takes over what others already know:
+once a decision was released, or a version committed, it stays so. `merge` is commutative,
+associative and idempotent, so it does not matter who tells whom, how often, in which order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from snapshotd.core.protection import Slots, newest_protected
+from snapshotd.core.restore import released
+from snapshotd.metadata import Cadence, Decision, JobFacts, Version
+
+_NEVER = Version(0, 0)
+
+
+def merge(mine: JobFacts | None, theirs: JobFacts) -> JobFacts:
+    """All that two nodes know of a job together."""
+    if mine is None:
+        return theirs
+    point = max(mine, theirs, key=_point_key)
+    decision = max(
+        (d for d in (mine.decision, theirs.decision) if d is not None),
+        key=lambda d: d.id,
+        default=None,
+    )
+    return JobFacts(
+        job=mine.job,
+        world=point.world or mine.world or theirs.world,
+        epoch=max(mine.epoch, theirs.epoch),
+        lineage=point.lineage,
+        committed=point.committed,
+        committed_in=point.committed_in,
+        decision=decision,
+        cadence=max(mine, theirs, key=_cadence_key).cadence,
+    )
+
+
+def merge_all(facts: Iterable[JobFacts]) -> JobFacts | None:
+    """`merge` over any number of nodes."""
+    merged: JobFacts | None = None
+    for each in facts:
+        merged = merge(merged, each)
+    return merged
+
+
+def stated(known: JobFacts | None, decision: Decision) -> JobFacts:
+    """What is known once a decision has been stated."""
+    fresh = JobFacts(decision.job, epoch=decision.id.epoch, decision=decision)
+    return merge(known, fresh)
+
+
+def advance(known: JobFacts, slots: Slots) -> JobFacts:
+    """Draw the conclusions that the slots' facts allow: released, committed."""
+    decision = known.decision
+    if decision is None or decision.refusal:
+        return known
+    if known.lineage < decision.id.epoch:
+        if not released(decision, slots):
+            return known
+        known = replace(
+            known,
+            world=decision.world,
+            lineage=decision.id.epoch,
+            committed=decision.restore,
+            committed_in=0,
+            cadence=Cadence(),
+        )
+    version = newest_protected(decision, slots)
+    if version is None or not _newer(version, known):
+        return known
+    return replace(known, committed=version, committed_in=known.lineage)
+
+
+def _newer(version: Version, known: JobFacts) -> bool:
+    if known.committed is not None and version == known.committed:
+        return known.committed_in < known.lineage
+    return version.epoch == known.lineage and version > (known.committed or _NEVER)
+
+
+def _point_key(facts: JobFacts) -> tuple[int, int, Version]:
+    return (facts.lineage, facts.committed_in, facts.committed or _NEVER)
+
+
+def _cadence_key(facts: JobFacts) -> tuple[int, int, int]:
+    return (facts.lineage, facts.cadence.from_step, facts.cadence.interval)

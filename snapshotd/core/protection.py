@@ -1,0 +1,110 @@
+"""Whether a group protects a version, and what is lacking where it does not.
+
+*Protected*: every shard of the group is sealed at its home and every parity block is stored at
+its holder, computed from those very bytes. *Committed*: every group of the job protects it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from snapshotd.core.stripes import stripes
+from snapshotd.metadata import (
+    DataHolding,
+    Decision,
+    Group,
+    Home,
+    ParityHolding,
+    ParityPlace,
+    SlotFacts,
+    Version,
+)
+
+Slots = Mapping[Home, SlotFacts]
+
+
+def data_at(slots: Slots, home: Home, job: str, shard: int, version: Version) -> DataHolding | None:
+    """The sealed shard at a home, if it is there."""
+    facts = slots.get(home)
+    if facts is None:
+        return None
+    wanted = (job, shard, version)
+    return next((d for d in facts.data if (d.job, d.shard, d.version) == wanted), None)
+
+
+def parity_at(
+    slots: Slots, home: Home, job: str, version: Version, place: ParityPlace
+) -> ParityHolding | None:
+    """The parity block at a home, if it is there."""
+    facts = slots.get(home)
+    if facts is None:
+        return None
+    wanted = (job, version, place)
+    return next((p for p in facts.parity if (p.job, p.version, p.place) == wanted), None)
+
+
+def lacking(group: Group, job: str, version: Version, slots: Slots) -> list[tuple[Home, str]]:
+    """What keeps `group` from protecting `version`: (home, reason); empty when it is protected."""
+    missing: list[tuple[Home, str]] = []
+    digests: list[bytes] = []
+    for member in group.members:
+        held = data_at(slots, member.home, job, member.shard, version)
+        digests.append(held.content_digest if held else b"")
+        if held is None:
+            silent = member.home not in slots
+            why = "is not live" if silent else f"has not sealed shard {member.shard}"
+            missing.append((member.home, why))
+    for place, home in parity_homes(group):
+        stored = parity_at(slots, home, job, version, place)
+        if stored is None or list(stored.content_digests) != digests:
+            missing.append((home, f"has not stored parity {place.row} of stripe {place.stripe}"))
+    return missing
+
+
+def parity_homes(group: Group) -> list[tuple[ParityPlace, Home]]:
+    """Every parity block of a group, and the home that must keep it."""
+    return [
+        (
+            ParityPlace(group.shards, group.parity, layout.index, row),
+            group.members[holder].home,
+        )
+        for layout in stripes(group)
+        for row, holder in enumerate(layout.holders)
+    ]
+
+
+def newest_protected(decision: Decision, slots: Slots) -> Version | None:
+    """The newest version that every group of the job protects now, if there is one."""
+    common: set[Version] | None = None
+    for group in decision.groups:
+        for member in group.members:
+            facts = slots.get(member.home)
+            held = {
+                d.version
+                for d in (facts.data if facts else ())
+                if d.job == decision.job and d.shard == member.shard
+            }
+            common = held if common is None else common & held
+    for version in sorted(common or (), reverse=True):
+        if not any(lacking(g, decision.job, version, slots) for g in decision.groups):
+            return version
+    return None
+
+
+def aborted(decision: Decision, version: Version, slots: Slots) -> Home | None:
+    """The home of a member that passed `version` without sealing it, so that nobody needs it.
+
+    Only versions made under `decision` can be aborted: `passed_step` counts within its epoch.
+    """
+    for group in decision.groups:
+        for member in group.members:
+            facts = slots.get(member.home)
+            trainer = facts.trainer if facts else None
+            if trainer is None or trainer.decision != decision.id:
+                continue
+            if (
+                trainer.passed_step > version.step
+                and data_at(slots, member.home, decision.job, member.shard, version) is None
+            ):
+                return member.home
+    return None

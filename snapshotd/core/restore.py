@@ -1,0 +1,265 @@
+"""The one answer to restore(): decided once for the whole job, before any rank loads.
+
+Facts in, a decision or the reason to wait out. How a decision becomes an answer:
+
+1. The coordinator (the live node with the lowest id) sees a trainer of every shard waiting and
+   states a `Decision` for exactly these incarnations, under an epoch newer than any known.
+2. Each slot *adopts* the greatest decision it sees for its trainer, brings its shard into its own
+   memory (`Local`, `Copy` or `Decode`), verifies it, and says *staged*; or says why it failed,
+   and the coordinator decides again from what is left.
+3. The decision is *released* once all slots have staged it. Only then is any trainer answered.
+
+Two coordinators (each thinks the other dead) do no harm: a slot that has staged a decision moves
+to a greater one only when some slot of the job has done so before staging; and then the first can
+never be released, because release needs every slot. A decision is released to all or to none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from snapshotd.core.placement import form_groups
+from snapshotd.core.protection import Slots
+from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of
+from snapshotd.errors import CallerError
+from snapshotd.metadata import (
+    Decision,
+    DecisionId,
+    Group,
+    Home,
+    JobFacts,
+    SlotFacts,
+    Tier,
+    TrainerFacts,
+    Version,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """No decision yet, and why; the reason is told to whoever asks."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Situation:
+    """All that a decision may depend on.
+
+    Attributes:
+        job: which job.
+        slots: facts of every slot of every live node.
+        known: the merged job facts of all live nodes, None for a job nobody knows.
+        absent: nodes that are known, or configured as seeds, and not live now.
+        patience_s: how long absent nodes are waited for before an older restore point, a refusal
+            or a fresh start is decided without them.
+        waited_s: how long the set of waiting trainers has been complete.
+        self_node: the node that decides.
+    """
+
+    job: str
+    slots: Slots
+    known: JobFacts | None
+    absent: tuple[str, ...]
+    patience_s: float
+    waited_s: float
+    self_node: str
+    group_size: int
+    parity: int
+
+
+def decide(now: Situation) -> Decision | Wait | None:
+    """The decision for the trainers that wait, the reason to wait, or None where none waits."""
+    waiting = _waiting(now)
+    if not waiting:
+        return None
+    problem = _incomplete(waiting)
+    if problem:
+        return Wait(problem)
+    homes = {facts.shard: home for home, facts in waiting}
+    by_shard = sorted((facts for _, facts in waiting), key=lambda t: t.shard)
+    incarnations = tuple(t.incarnation for t in by_shard)
+    present = now.known.decision if now.known else None
+    if present and present.incarnations == incarnations and not _failed(now.slots, present):
+        return present
+    try:
+        groups = form_groups(homes, now.group_size, now.parity)
+    except CallerError as error:
+        return _stated(now, by_shard, (), refusal=f"{error.what}. {error.remedy}")
+    problem = _other_world(now, len(homes))
+    if problem and not all(t.allow_fresh for t in by_shard):
+        return _stated(now, by_shard, groups, refusal=problem)
+    if problem:
+        return _stated(now, by_shard, groups)
+    return _choose(now, by_shard, homes, groups)
+
+
+def waiting_shards(slots: Slots, job: str) -> tuple[str, ...]:
+    """Incarnations of all trainers of a job that wait for an answer, ordered."""
+    return tuple(
+        sorted(t.incarnation for f in slots.values() if (t := f.trainer) and _waits(t, job))
+    )
+
+
+def _waits(trainer: TrainerFacts, job: str) -> bool:
+    return trainer.job == job and trainer.waiting and trainer.present
+
+
+def _waiting(now: Situation) -> list[tuple[Home, TrainerFacts]]:
+    return [
+        (home, f.trainer)
+        for home, f in sorted(now.slots.items())
+        if f.trainer is not None and _waits(f.trainer, now.job)
+    ]
+
+
+def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
+    """Why these trainers are not yet the whole job; empty when they are."""
+    for what, values in (
+        ("world sizes", {str(t.world) for _, t in waiting}),
+        ("run ids", {t.run_id for _, t in waiting}),
+    ):
+        if len(values) > 1:
+            return f"the waiting trainers disagree: {what} {', '.join(sorted(values))}"
+    world = waiting[0][1].world
+    seen: dict[int, Home] = {}
+    for home, trainer in waiting:
+        if trainer.shard in seen:
+            return f"two trainers claim shard {trainer.shard}: {seen[trainer.shard]} and {home}"
+        seen[trainer.shard] = home
+    lacking = [str(s) for s in range(world) if s not in seen]
+    if lacking:
+        return (
+            f"{len(seen)} of {world} trainers have asked to restore; not yet: shard "
+            + ", ".join(lacking)
+        )
+    return ""
+
+
+def _other_world(now: Situation, world: int) -> str:
+    """Why a job of `world` ranks cannot take up what is known of it; empty when it can."""
+    before = now.known.world if now.known else 0
+    if before in (0, world) or now.known is None or now.known.committed is None:
+        return ""
+    return (
+        f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it. "
+        f"Start it with {before} ranks, give it another job name, or restore with "
+        'on_lost="fresh" to begin anew'
+    )
+
+
+def _failed(slots: Slots, decision: Decision) -> bool:
+    return any(
+        f.trainer is not None and f.trainer.decision == decision.id and f.trainer.failure
+        for f in slots.values()
+    )
+
+
+def _choose(
+    now: Situation,
+    trainers: list[TrainerFacts],
+    homes: Mapping[int, Home],
+    groups: tuple[Group, ...],
+) -> Decision | Wait:
+    world = len(trainers)
+    point = now.known.committed if now.known else None
+    impatient = not now.absent or now.waited_s >= now.patience_s
+    for version in candidates(now.slots, now.job):
+        origins = survey(now.slots, now.job, world, version, homes)
+        if any(isinstance(o, Missing) for o in origins):
+            continue
+        if point is not None and version < point and not impatient:
+            break
+        return _stated(now, trainers, groups, restore=version, tier=tier_of(origins))
+    if not impatient:
+        return Wait(_waiting_for_nodes(now, point))
+    if point is None or all(t.allow_fresh for t in trainers):
+        return _stated(now, trainers, groups)
+    return _stated(now, trainers, groups, refusal=_lost(now, world, homes, point))
+
+
+def _waiting_for_nodes(now: Situation, point: Version | None) -> str:
+    left_s = max(0.0, now.patience_s - now.waited_s)
+    absent = ", ".join(now.absent)
+    goal = f"the committed {point} cannot be restored" if point else "nothing is held of the job"
+    return f"{goal} without node(s) {absent}; waiting {left_s:.0f} s for them"
+
+
+def _lost(now: Situation, world: int, homes: Mapping[int, Home], point: Version) -> str:
+    """Name, for each version still held, every shard that cannot be had and why."""
+    lines = [
+        f"job {now.job!r} had committed {point}, and no snapshot of it can be restored from memory"
+    ]
+    for version in candidates(now.slots, now.job) or [point]:
+        origins = survey(now.slots, now.job, world, version, homes)
+        lines += [f"{version}: {text}" for text in _shortfalls(origins)]
+    if now.absent:
+        lines.append(f"nodes not heard of: {', '.join(now.absent)}")
+    return "\n  ".join(lines)
+
+
+def _shortfalls(origins: Iterable[Origin]) -> list[str]:
+    return [
+        f"shard {shard} is missing: {origin.reason}"
+        for shard, origin in enumerate(origins)
+        if isinstance(origin, Missing)
+    ]
+
+
+def _stated(
+    now: Situation,
+    trainers: list[TrainerFacts],
+    groups: tuple[Group, ...],
+    *,
+    restore: Version | None = None,
+    refusal: str = "",
+    tier: Tier = Tier.NONE,
+) -> Decision:
+    held = [v.epoch for v in candidates(now.slots, now.job)]
+    epoch = 1 + max([now.known.epoch if now.known else 0, *held])
+    return Decision(
+        id=DecisionId(epoch, now.self_node),
+        job=now.job,
+        world=len(trainers),
+        groups=groups,
+        incarnations=tuple(t.incarnation for t in trainers),
+        restore=restore,
+        refusal=refusal,
+        tier=tier,
+        committed=now.known.committed if now.known else None,
+    )
+
+
+def released(decision: Decision, slots: Slots) -> bool:
+    """Whether every trainer's slot has staged the decision."""
+    staged = {
+        f.trainer.shard: f.trainer.incarnation
+        for f in slots.values()
+        if f.trainer is not None and f.trainer.decision == decision.id and f.trainer.staged
+    }
+    return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
+
+
+def should_adopt(trainer: TrainerFacts, decision: Decision, slots: Slots) -> bool:
+    """Whether a slot's waiting trainer moves to `decision` from the one it follows now."""
+    if not trainer.waiting or decision.job != trainer.job:
+        return False
+    if decision.incarnations[trainer.shard : trainer.shard + 1] != (trainer.incarnation,):
+        return False
+    if trainer.decision is None:
+        return True
+    if decision.id <= trainer.decision:
+        return False
+    return not trainer.staged or _killed(trainer.decision, decision, slots.values())
+
+
+def _killed(old: DecisionId, new: Decision, slots: Iterable[SlotFacts]) -> bool:
+    """Whether some trainer of `new` has left `old` behind, so that `old` is never released."""
+    return any(
+        f.trainer is not None
+        and f.trainer.incarnation in new.incarnations
+        and f.trainer.decision is not None
+        and f.trainer.decision > old
+        for f in slots
+    )

@@ -1,0 +1,499 @@
+"""The SMP's mind: events of one slot in, instructions out.
+
+No clock, no socket, no file. `snapshotd.flow.smp` reports what happened (a trainer attached, a
+seal ended, orders came) and carries out what `instructions` returns, each exactly once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from snapshotd.core.protection import Slots, data_at, lacking, parity_at, parity_homes
+from snapshotd.core.restore import should_adopt
+from snapshotd.core.retention import may_free_data, may_free_parity, may_free_version
+from snapshotd.core.stripes import stripe
+from snapshotd.errors import RequestError
+from snapshotd.metadata import (
+    DataHolding,
+    Decision,
+    DecisionId,
+    Group,
+    Home,
+    JobFacts,
+    Orders,
+    ParityHolding,
+    ParityPlace,
+    SlotCounters,
+    SlotFacts,
+    TrainerFacts,
+    Version,
+)
+from snapshotd.wire.protocol import ErrorCode
+
+RETRY_FIRST_S = 0.1
+RETRY_LAST_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Bring this slot's shard of the decided version into this slot's memory and verify it."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer the trainer's restore()."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Give the trainer a buffer for a step."""
+
+    job: str
+    shard: int
+    version: Version
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """No snapshot of this step; training goes on."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """These bytes are no longer needed by anyone."""
+
+    holding: DataHolding | ParityHolding
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Gather a stripe, compute parity rows, keep row 0 and hand on the others."""
+
+    job: str
+    epoch: int
+    version: Version
+    group: Group
+    stripe: int
+    rows: tuple[int, ...]
+    members: tuple[DataHolding, ...]
+
+
+Instruction = Stage | Answer | Grant | Deny | Free | Encode
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    step: int
+    image_bytes: int
+    until_s: float
+
+
+@dataclass(slots=True)
+class _Backoff:
+    not_before_s: float
+    delay_s: float
+
+
+class SlotMachine:
+    """State of one slot: its trainer, what it holds, what it was told."""
+
+    def __init__(self, home: Home, generations: int) -> None:
+        self.home = home
+        self._generations = generations
+        self.orders = Orders()
+        self.trainer: TrainerFacts | None = None
+        self._data: dict[tuple[str, int, Version], DataHolding] = {}
+        self._parity: dict[tuple[str, Version, ParityPlace], ParityHolding] = {}
+        self._claim: _Claim | None = None
+        self._filling: Version | None = None  # granted to the trainer, or being sealed
+        self._staging: DecisionId | None = None
+        self._encoding: set[tuple[str, Version]] = set()
+        self._backoff: dict[tuple[str, Version], _Backoff] = {}
+        self.aborted = 0
+
+    # -- what the slot publishes
+
+    def facts(self, address: str, counters: SlotCounters) -> SlotFacts:
+        return SlotFacts(
+            slot=self.home.slot,
+            address=address,
+            trainer=self.trainer,
+            data=tuple(sorted(self._data.values(), key=lambda d: (d.job, d.shard, d.version))),
+            parity=tuple(sorted(self._parity.values(), key=lambda p: (p.job, p.version, p.place))),
+            counters=replace(counters, aborted=self.aborted),
+        )
+
+    # -- events: the trainer
+
+    def attach(self, trainer: TrainerFacts) -> None:
+        """A trainer whose predecessor, if any, is known to be dead.
+
+        Raises:
+            RequestError: its shard is taken, or it belongs to an epoch that is over.
+        """
+        job = self.orders.job(trainer.job)
+        if trainer.decision and job and job.lineage > trainer.decision.epoch:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"this trainer was restored in epoch {trainer.decision.epoch} of job "
+                f"{trainer.job!r}, which is at epoch {job.lineage} now",
+                "It is left over from an earlier run: end it",
+            )
+        for home, facts in self._slots().items():
+            other = facts.trainer
+            if other is None or home == self.home or other.job != trainer.job:
+                continue
+            if other.waiting and other.shard == trainer.shard and other.world == trainer.world:
+                raise RequestError(
+                    ErrorCode.DUPLICATE_RANK,
+                    f"rank {trainer.shard} of job {trainer.job!r} is already waiting on {home}",
+                    "Give each trainer its own RANK",
+                )
+        self._forget_trainer()
+        self.trainer = replace(trainer, staged=trainer.decision is not None)
+
+    def detach(self) -> None:
+        """The trainer is gone; what it has sealed stays."""
+        self._forget_trainer()
+
+    def ask_restore(self, *, allow_fresh: bool) -> None:
+        """The trainer waits for the job-wide answer."""
+        self.trainer = replace(
+            self._attached(), waiting=True, allow_fresh=allow_fresh, decision=None, staged=False,
+            failure="",
+        )  # fmt: skip
+
+    def claim(self, step: int, image_bytes: int, until_s: float) -> None:
+        """The trainer wants to write a step; Grant or Deny follows by `until_s`.
+
+        Raises:
+            RequestError: before restore(), or for a step that is not newer than the last.
+        """
+        trainer = self._restored()
+        self._check_forward(step)
+        if self._claim is not None:
+            raise RequestError(ErrorCode.OUT_OF_ORDER, f"step {self._claim.step} is still claimed")
+        self._claim = _Claim(step, image_bytes, until_s)
+        if self._filling is None:
+            self.trainer = replace(trainer, passed_step=step)
+
+    def passed(self, step: int, *, due: bool = True) -> None:
+        """The trainer goes on without a snapshot of `step`."""
+        trainer = self._restored()
+        self._claim = None
+        self._filling = None
+        self.trainer = replace(
+            trainer,
+            passed_step=max(trainer.passed_step, step + 1),
+            skipped=trainer.skipped + int(due),
+        )
+
+    def sealed(self, holding: DataHolding) -> None:
+        """A generation is complete and checksummed."""
+        self.keep(holding)
+        self._filling = None
+        if self.trainer is not None:
+            step = max(self.trainer.passed_step, holding.version.step + 1)
+            self.trainer = replace(self.trainer, passed_step=step)
+
+    # -- events: memory
+
+    def keep(self, holding: DataHolding | ParityHolding) -> None:
+        """Verified bytes are here: adopted, sealed, staged or stored."""
+        if isinstance(holding, DataHolding):
+            self._data[holding.job, holding.shard, holding.version] = holding
+        else:
+            self._parity[holding.job, holding.version, holding.place] = holding
+
+    def lose(self, holding: DataHolding | ParityHolding) -> None:
+        """The bytes did not verify, and are gone."""
+        if isinstance(holding, DataHolding):
+            self._data.pop((holding.job, holding.shard, holding.version), None)
+        else:
+            self._parity.pop((holding.job, holding.version, holding.place), None)
+
+    # -- events: work
+
+    def staged(self, decision: DecisionId) -> None:
+        """This slot's shard of the decided version is here and verified."""
+        self._staging = None
+        if self.trainer is not None and self.trainer.decision == decision:
+            self.trainer = replace(self.trainer, staged=True)
+
+    def stage_failed(self, decision: DecisionId, reason: str) -> None:
+        """It cannot be had; the coordinator decides again."""
+        self._staging = None
+        if self.trainer is not None and self.trainer.decision == decision:
+            self.trainer = replace(self.trainer, failure=reason)
+
+    def encoded(self, task: Encode) -> None:
+        """All rows of a stripe are stored where they belong."""
+        self._encoding.discard((task.job, task.version))
+        self._backoff.pop((task.job, task.version), None)
+
+    def encode_failed(self, task: Encode, now_s: float) -> None:
+        """Some row is not stored; tried again after a pause that grows."""
+        key = (task.job, task.version)
+        self._encoding.discard(key)
+        last = self._backoff.get(key)
+        delay_s = min(RETRY_LAST_S, last.delay_s * 2) if last else RETRY_FIRST_S
+        self._backoff[key] = _Backoff(now_s + delay_s, delay_s)
+
+    # -- conclusions
+
+    def next_wake_s(self) -> float | None:
+        """When `instructions` may have something new without any event."""
+        times = [b.not_before_s for b in self._backoff.values()]
+        if self._claim is not None:
+            times.append(self._claim.until_s)
+        return min(times, default=None)
+
+    def instructions(self, now_s: float) -> list[Instruction]:
+        """Everything that is to be done now."""
+        return [
+            *self._follow_decision(),
+            *self._frees(),
+            *self._judge_claim(now_s),
+            *self._encodes(now_s),
+        ]
+
+    def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
+        """Who keeps the newest sealed version of this slot's shard from being committed."""
+        trainer = self.trainer
+        newest = self._newest(job.job)
+        if job.decision is None or trainer is None or newest is None:
+            return []
+        missing: list[tuple[Home, str]] = []
+        slots = self._slots()
+        for group in job.decision.groups:
+            missing += lacking(group, job.job, newest, slots)
+        return missing
+
+    def _newest(self, job: str) -> Version | None:
+        return max((d.version for d in self._data.values() if d.job == job), default=None)
+
+    def _follow_decision(self) -> list[Instruction]:
+        trainer = self.trainer
+        job = self.orders.job(trainer.job) if trainer else None
+        if trainer is None or job is None or job.decision is None:
+            return []
+        decision = job.decision
+        if should_adopt(trainer, decision, self._slots()):
+            return self._adopt(trainer, decision)
+        ready = trainer.waiting and trainer.staged and trainer.decision == decision.id
+        if ready and job.lineage == decision.id.epoch:
+            step = decision.restore.step + 1 if decision.restore else 0
+            self.trainer = replace(trainer, waiting=False, passed_step=step)
+            return [Answer(decision)]
+        return []
+
+    def _adopt(self, trainer: TrainerFacts, decision: Decision) -> list[Instruction]:
+        adopted = replace(trainer, decision=decision.id, staged=False, failure="")
+        if decision.refusal:
+            self.trainer = replace(adopted, waiting=False)
+            return [Answer(decision)]
+        if decision.restore is None:
+            self.trainer = replace(adopted, staged=True)
+            return []
+        self.trainer = adopted
+        self._staging = decision.id
+        return [Stage(decision)]
+
+    def _frees(self) -> list[Instruction]:
+        slots = self._slots()
+        found: list[Instruction] = []
+        for job in self.orders.jobs:
+            held = [d for d in self._data.values() if d.job == job.job]
+            for data in held:
+                reason = may_free_data(job, self.home, data, slots)
+                if reason:
+                    found.append(self._free(data, job, reason))
+            for parity in [p for p in self._parity.values() if p.job == job.job]:
+                reason = may_free_parity(job, self.home, parity, slots)
+                if reason:
+                    found.append(self._free(parity, job, reason))
+        return found
+
+    def _free(self, holding: DataHolding | ParityHolding, job: JobFacts, reason: str) -> Free:
+        newer = job.committed is None or holding.version > job.committed
+        if newer and isinstance(holding, DataHolding):
+            self.aborted += 1
+        self.lose(holding)
+        self._backoff.pop((holding.job, holding.version), None)
+        return Free(holding, reason)
+
+    def _judge_claim(self, now_s: float) -> list[Instruction]:
+        claim, trainer = self._claim, self.trainer
+        if claim is None or trainer is None:
+            return []
+        job = self.orders.job(trainer.job)
+        reason = self._out_of_epoch(trainer, job)
+        if not reason and self._filling is None and len(self._mine(trainer)) < self._generations:
+            assert job is not None, "_out_of_epoch said so"
+            self._claim = None
+            self._filling = Version(job.lineage, claim.step)
+            return [Grant(trainer.job, trainer.shard, self._filling, claim.image_bytes)]
+        reason = reason or self._stalled(job)
+        if not reason and now_s >= claim.until_s:
+            reason = "no buffer came free in time" + self._waits_for(job)
+        if not reason:
+            return []
+        self._skip(claim.step)
+        return [Deny(claim.step, reason)]
+
+    def _skip(self, step: int) -> None:
+        """Forget a claim without disturbing a step that is still being sealed."""
+        trainer = self._restored()
+        self._claim = None
+        self.trainer = replace(trainer, skipped=trainer.skipped + 1)
+        if self._filling is None:
+            self.trainer = replace(self.trainer, passed_step=max(trainer.passed_step, step + 1))
+
+    def _mine(self, trainer: TrainerFacts) -> list[DataHolding]:
+        return [d for d in self._data.values() if (d.job, d.shard) == (trainer.job, trainer.shard)]
+
+    def _out_of_epoch(self, trainer: TrainerFacts, job: JobFacts | None) -> str:
+        if job is None or job.decision is None or job.lineage == 0:
+            return "this node does not know the job's groups yet"
+        if trainer.decision != job.decision.id or job.lineage != job.decision.id.epoch:
+            return f"the job is being restored in epoch {job.epoch}"
+        return ""
+
+    def _stalled(self, job: JobFacts | None) -> str:
+        """Why waiting for a buffer is in vain: a member that cannot do its part now."""
+        group = self._group(job)
+        slots = self._slots()
+        for member in group.members if group else ():
+            facts = slots.get(member.home)
+            if facts is None or not facts.address or facts.trainer is None:
+                return f"{member.home} does not take part now"
+        return ""
+
+    def _waits_for(self, job: JobFacts | None) -> str:
+        missing = self.why_not_protected(job) if job else []
+        return "".join(f"; {home} {why}" for home, why in missing[:3])
+
+    def _group(self, job: JobFacts | None) -> Group | None:
+        if job is None or job.decision is None or self.trainer is None:
+            return None
+        group = job.decision.group_of(self.trainer.shard)
+        if group is None or job.decision.home_of(self.trainer.shard) != self.home:
+            return None
+        return group
+
+    def _encodes(self, now_s: float) -> list[Instruction]:
+        """The stripe whose first parity row is this slot's, for each version that lacks a row."""
+        trainer = self.trainer
+        job = self.orders.job(trainer.job) if trainer else self._resident_job()
+        if job is None or job.decision is None or job.lineage != job.decision.id.epoch:
+            return []
+        group = self._home_group(job.decision)
+        if group is None or group.parity == 0:
+            return []
+        tasks = [self._encode(job, group, version) for version in self._uncoded(job)]
+        return [t for t in tasks if t is not None and self._may_start(t, now_s)]
+
+    def _resident_job(self) -> JobFacts | None:
+        """Without a trainer: the job whose data this slot holds."""
+        held = {d.job for d in self._data.values()}
+        return next((j for j in self.orders.jobs if j.job in held), None)
+
+    def _home_group(self, decision: Decision) -> Group | None:
+        homes = ((g, m.home) for g in decision.groups for m in g.members)
+        return next((g for g, home in homes if home == self.home), None)
+
+    def _uncoded(self, job: JobFacts) -> list[Version]:
+        slots = self._slots()
+        versions = {d.version for d in self._data.values() if d.job == job.job}
+        return sorted(
+            v
+            for v in versions
+            if not may_free_version(job, v, slots)
+            and (v == job.committed or v.epoch == job.lineage)
+        )
+
+    def _encode(self, job: JobFacts, group: Group, version: Version) -> Encode | None:
+        slots = self._slots()
+        held = [data_at(slots, m.home, job.job, m.shard, version) for m in group.members]
+        members = tuple(d for d in held if d is not None)
+        if len(members) < group.size:
+            return None
+        index = next(i for i, m in enumerate(group.members) if m.home == self.home)
+        digests = tuple(d.content_digest for d in members)
+        rows = tuple(
+            place.row
+            for place, home in parity_homes(group)
+            if place.stripe == index
+            and _reachable(slots, home)
+            and not _stored(parity_at(slots, home, job.job, version, place), digests)
+        )
+        sources = stripe(group.size, group.parity, index).sources
+        if not rows or not all(_reachable(slots, group.members[s.position].home) for s in sources):
+            return None
+        return Encode(job.job, job.lineage, version, group, index, rows, members)
+
+    def _may_start(self, task: Encode, now_s: float) -> bool:
+        key = (task.job, task.version)
+        pause = self._backoff.get(key)
+        if key in self._encoding or (pause and now_s < pause.not_before_s):
+            return False
+        self._encoding.add(key)
+        return True
+
+    # -- small parts
+
+    def _slots(self) -> Slots:
+        """Everybody's facts, this slot's own as they are now rather than as last heard."""
+        mine = self.orders.peers.get(self.home)
+        here = self.facts(mine.address if mine else "", SlotCounters())
+        merged: Mapping[Home, SlotFacts] = {**self.orders.peers, self.home: here}
+        return merged
+
+    def _attached(self) -> TrainerFacts:
+        if self.trainer is None:
+            raise RequestError(ErrorCode.OUT_OF_ORDER, "no trainer is attached", "Attach first")
+        return self.trainer
+
+    def _restored(self) -> TrainerFacts:
+        trainer = self._attached()
+        if trainer.waiting or trainer.decision is None:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                "step() was called before restore() had answered",
+                "Call restore() once, before the first step",
+            )
+        return trainer
+
+    def _check_forward(self, step: int) -> None:
+        trainer = self._attached()
+        newest = self._filling.step + 1 if self._filling else trainer.passed_step
+        if step < newest:
+            raise RequestError(
+                ErrorCode.STEP_BACKWARDS,
+                f"step {step} comes after step {newest - 1}",
+                "Give step() each step once, in growing order",
+            )
+
+    def _forget_trainer(self) -> None:
+        self.trainer = None
+        self._claim = None
+        self._filling = None
+
+
+def _reachable(slots: Slots, home: Home) -> bool:
+    facts = slots.get(home)
+    return facts is not None and bool(facts.address)
+
+
+def _stored(holding: ParityHolding | None, digests: tuple[bytes, ...]) -> bool:
+    return holding is not None and holding.content_digests == digests
