@@ -1,1 +1,34 @@
-"""The trainer side of snapshotd."""
+"""The trainer's side of snapshotd: capture at step boundaries, restore bit for bit.
+
+from snapshotd_client import Snapshotter
+"""
+
+from snapshotd_client.errors import (
+    InexactRestore,
+    NoDaemon,
+    ProtectionTimeout,
+    Refused,
+    SnapshotdClientError,
+    SnapshotLost,
+    StateChanged,
+    StateMismatch,
+    UnsupportedState,
+    WrongUse,
+)
+from snapshotd_client.snapshotter import Restored, Snapshotter, Status
+
+__all__ = [
+    "InexactRestore",
+    "NoDaemon",
+    "ProtectionTimeout",
+    "Refused",
+    "Restored",
+    "SnapshotLost",
+    "SnapshotdClientError",
+    "Snapshotter",
+    "StateChanged",
+    "StateMismatch",
+    "Status",
+    "UnsupportedState",
+    "WrongUse",
+]

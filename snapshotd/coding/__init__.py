@@ -1,0 +1,1 @@
+"""Arithmetic: bytes in, bytes out."""

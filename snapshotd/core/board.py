@@ -15,7 +15,14 @@ from snapshotd.core.cadence import Window, judge
 from snapshotd.core.commit import advance, merge_all, stated
 from snapshotd.core.membership import Membership, Refusal
 from snapshotd.core.recovery import Missing, Origin, candidates, survey
-from snapshotd.core.restore import Situation, Wait, decide, waiting_shards
+from snapshotd.core.restore import (
+    Situation,
+    Wait,
+    decide,
+    stating_node,
+    waiting_shards,
+    within_lineage,
+)
 from snapshotd.errors import CallerError
 from snapshotd.metadata import Decision, Home, JobFacts, NodeFacts, Orders, SlotFacts, Version
 
@@ -118,7 +125,7 @@ class Board:
         return min([self.membership.node, *self.membership.live(now_s)])
 
     def plan(self, job: str, now_s: float) -> tuple[Version | None, tuple[Origin, ...], str]:
-        """What a restore would choose now: version, each shard's origin, reason. Changes nothing."""
+        """What a restore would choose: version, each shard's origin, reason. Changes nothing."""
         slots = self.slots(now_s)
         known = self._jobs.get(job)
         if known is None:
@@ -126,8 +133,9 @@ class Board:
         decision = known.decision
         homes = {m.shard: m.home for g in (decision.groups if decision else ()) for m in g.members}
         worst: tuple[Origin, ...] = ()
-        for version in candidates(slots, job):
-            origins = survey(slots, job, known.world, version, homes)
+        world = known.world or (decision.world if decision else 0)
+        for version in [v for v in candidates(slots, job) if within_lineage(v, known)]:
+            origins = survey(slots, job, world, version, homes)
             if not any(isinstance(o, Missing) for o in origins):
                 return version, origins, ""
             worst = worst or origins
@@ -145,7 +153,7 @@ class Board:
         slots = self.slots(now_s)
         known = merge_all([*(j for f in live.values() if (j := f.job(job))), *self._known(job)])
         coordinating = self.coordinator(now_s) == self.membership.node
-        known = self._decide(job, known, slots, now_s, coordinating)
+        known = self._decide(job, known, slots, now_s)
         if known is None:
             return
         known = advance(known, slots)
@@ -162,9 +170,8 @@ class Board:
         known: JobFacts | None,
         slots: Mapping[Home, SlotFacts],
         now_s: float,
-        coordinating: bool,
     ) -> JobFacts | None:
-        """Every node sees why a restore waits; the coordinator alone states the decision."""
+        """Every node sees why a restore waits; one alone states the decision."""
         outcome = decide(
             Situation(
                 job=job,
@@ -181,7 +188,7 @@ class Board:
         self._waits.pop(job, None)
         if isinstance(outcome, Wait):
             self._waits[job] = outcome.reason
-        if isinstance(outcome, Decision) and coordinating:
+        if isinstance(outcome, Decision) and stating_node(slots, job) == self.membership.node:
             return stated(known, outcome)
         return known
 

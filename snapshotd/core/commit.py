@@ -29,7 +29,7 @@ def merge(mine: JobFacts | None, theirs: JobFacts) -> JobFacts:
     )
     return JobFacts(
         job=mine.job,
-        world=point.world or mine.world or theirs.world,
+        world=point.world,
         epoch=max(mine.epoch, theirs.epoch),
         lineage=point.lineage,
         committed=point.committed,
@@ -81,8 +81,8 @@ def _newer(version: Version, known: JobFacts) -> bool:
     return version.epoch == known.lineage and version > (known.committed or _NEVER)
 
 
-def _point_key(facts: JobFacts) -> tuple[int, int, Version]:
-    return (facts.lineage, facts.committed_in, facts.committed or _NEVER)
+def _point_key(facts: JobFacts) -> tuple[int, int, Version, int]:
+    return (facts.lineage, facts.committed_in, facts.committed or _NEVER, facts.world)
 
 
 def _cadence_key(facts: JobFacts) -> tuple[int, int, int]:

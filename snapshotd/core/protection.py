@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from snapshotd.core.stripes import stripes
+from snapshotd.core.stripes import places, stripes
 from snapshotd.metadata import (
     DataHolding,
     Decision,
     Group,
     Home,
+    Member,
     ParityHolding,
     ParityPlace,
     SlotFacts,
@@ -94,7 +95,9 @@ def newest_protected(decision: Decision, slots: Slots) -> Version | None:
 def aborted(decision: Decision, version: Version, slots: Slots) -> Home | None:
     """The home of a member that passed `version` without sealing it, so that nobody needs it.
 
-    Only versions made under `decision` can be aborted: `passed_step` counts within its epoch.
+    Only versions made under `decision` can be aborted: `passed_step` counts within its epoch. A
+    member that keeps all its parity of the version had sealed it and lost it since: elsewhere it
+    may be known as committed.
     """
     for group in decision.groups:
         for member in group.members:
@@ -105,6 +108,12 @@ def aborted(decision: Decision, version: Version, slots: Slots) -> Home | None:
             if (
                 trainer.passed_step > version.step
                 and data_at(slots, member.home, decision.job, member.shard, version) is None
+                and not _was_coded(group, member, decision.job, version, slots)
             ):
                 return member.home
     return None
+
+
+def _was_coded(group: Group, member: Member, job: str, version: Version, slots: Slots) -> bool:
+    wanted = places(group, group.position(member.shard))
+    return bool(wanted) and all(parity_at(slots, member.home, job, version, p) for p in wanted)

@@ -2,8 +2,9 @@
 
 Facts in, a decision or the reason to wait out. How a decision becomes an answer:
 
-1. The coordinator (the live node with the lowest id) sees a trainer of every shard waiting and
-   states a `Decision` for exactly these incarnations, under an epoch newer than any known.
+1. Of the live nodes with a waiting trainer, the one with the lowest id (`stating_node`) sees a
+   trainer of every shard waiting and states a `Decision` for exactly these incarnations, under
+   an epoch newer than any known.
 2. Each slot *adopts* the greatest decision it sees for its trainer, brings its shard into its own
    memory (`Local`, `Copy` or `Decode`), verifies it, and says *staged*; or says why it failed,
    and the coordinator decides again from what is left.
@@ -12,6 +13,8 @@ Facts in, a decision or the reason to wait out. How a decision becomes an answer
 Two coordinators (each thinks the other dead) do no harm: a slot that has staged a decision moves
 to a greater one only when some slot of the job has done so before staging; and then the first can
 never be released, because release needs every slot. A decision is released to all or to none.
+Nor do they block each other: who states a decision has a waiting trainer of its own, whose slot
+hears of no smaller decision first, and so kills every smaller one.
 """
 
 from __future__ import annotations
@@ -81,8 +84,20 @@ def decide(now: Situation) -> Decision | Wait | None:
     by_shard = sorted((facts for _, facts in waiting), key=lambda t: t.shard)
     incarnations = tuple(t.incarnation for t in by_shard)
     present = now.known.decision if now.known else None
-    if present and present.incarnations == incarnations and not _failed(now.slots, present):
+    if present and (present.incarnations != incarnations or _failed(now.slots, present)):
+        present = None
+    freshly = all(t.allow_fresh for t in by_shard)
+    if present and not (present.refusal and freshly):
         return present
+    outcome = _decide_anew(now, by_shard, homes)
+    if present and isinstance(outcome, Decision) and outcome.refusal == present.refusal:
+        return present
+    return outcome
+
+
+def _decide_anew(
+    now: Situation, by_shard: list[TrainerFacts], homes: Mapping[int, Home]
+) -> Decision | Wait:
     try:
         groups = form_groups(homes, now.group_size, now.parity)
     except CallerError as error:
@@ -93,6 +108,19 @@ def decide(now: Situation) -> Decision | Wait | None:
     if problem:
         return _stated(now, by_shard, groups)
     return _choose(now, by_shard, homes, groups)
+
+
+def stating_node(slots: Slots, job: str) -> str:
+    """The one node that states decisions now; empty where no trainer waits."""
+    nodes = (h.node for h, f in slots.items() if f.trainer and _waits(f.trainer, job))
+    return min(nodes, default="")
+
+
+def within_lineage(version: Version, known: JobFacts | None) -> bool:
+    """Whether the job may go back to `version`: nobody gave it up by a later restore or drop."""
+    if known is None or version.epoch >= known.lineage:
+        return True
+    return known.committed is not None and version <= known.committed
 
 
 def waiting_shards(slots: Slots, job: str) -> tuple[str, ...]:
@@ -164,8 +192,8 @@ def _choose(
 ) -> Decision | Wait:
     world = len(trainers)
     point = now.known.committed if now.known else None
-    impatient = not now.absent or now.waited_s >= now.patience_s
-    for version in candidates(now.slots, now.job):
+    impatient = not _not_heard(now) or now.waited_s >= now.patience_s
+    for version in _candidates(now, world):
         origins = survey(now.slots, now.job, world, version, homes)
         if any(isinstance(o, Missing) for o in origins):
             continue
@@ -174,28 +202,41 @@ def _choose(
         return _stated(now, trainers, groups, restore=version, tier=tier_of(origins))
     if not impatient:
         return Wait(_waiting_for_nodes(now, point))
-    if point is None or all(t.allow_fresh for t in trainers):
+    unrecorded = (now.known is None or now.known.lineage == 0) and candidates(now.slots, now.job)
+    if all(t.allow_fresh for t in trainers) or (point is None and not unrecorded):
         return _stated(now, trainers, groups)
     return _stated(now, trainers, groups, refusal=_lost(now, world, homes, point))
 
 
+def _candidates(now: Situation, world: int) -> list[Version]:
+    """Versions that `world` ranks of this lineage may go back to, newest first."""
+    if now.known is not None and now.known.world not in (0, world):
+        return []  # made by other ranks, and never committed
+    return [v for v in candidates(now.slots, now.job) if within_lineage(v, now.known)]
+
+
+def _not_heard(now: Situation) -> tuple[str, ...]:
+    """Who may still bring bytes: nodes that are not live, slots whose SMP is starting."""
+    starting = (str(home) for home, facts in now.slots.items() if not facts.address)
+    return (*now.absent, *sorted(starting))
+
+
 def _waiting_for_nodes(now: Situation, point: Version | None) -> str:
     left_s = max(0.0, now.patience_s - now.waited_s)
-    absent = ", ".join(now.absent)
+    absent = ", ".join(_not_heard(now))
     goal = f"the committed {point} cannot be restored" if point else "nothing is held of the job"
     return f"{goal} without node(s) {absent}; waiting {left_s:.0f} s for them"
 
 
-def _lost(now: Situation, world: int, homes: Mapping[int, Home], point: Version) -> str:
+def _lost(now: Situation, world: int, homes: Mapping[int, Home], point: Version | None) -> str:
     """Name, for each version still held, every shard that cannot be had and why."""
-    lines = [
-        f"job {now.job!r} had committed {point}, and no snapshot of it can be restored from memory"
-    ]
-    for version in candidates(now.slots, now.job) or [point]:
+    before = f"had committed {point}" if point else "left state behind, and no record of it"
+    lines = [f"job {now.job!r} {before}, and no snapshot of it can be restored from memory"]
+    for version in _candidates(now, world) or ([point] if point else []):
         origins = survey(now.slots, now.job, world, version, homes)
         lines += [f"{version}: {text}" for text in _shortfalls(origins)]
-    if now.absent:
-        lines.append(f"nodes not heard of: {', '.join(now.absent)}")
+    if _not_heard(now):
+        lines.append(f"not heard of: {', '.join(_not_heard(now))}")
     return "\n  ".join(lines)
 
 

@@ -33,6 +33,7 @@ from snapshotd.wire.protocol import ErrorCode
 
 RETRY_FIRST_S = 0.1
 RETRY_LAST_S = 5.0
+HEARSAY_S = 1.0  # for a holder's facts to tell of a stored row, before it is sent once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +117,12 @@ class SlotMachine:
         self._parity: dict[tuple[str, Version, ParityPlace], ParityHolding] = {}
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
+        self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._staging: DecisionId | None = None
         self._encoding: set[tuple[str, Version]] = set()
         self._backoff: dict[tuple[str, Version], _Backoff] = {}
+        self._coded: set[tuple[str, Version]] = set()  # just encoded; holders have yet to say so
+        self._judged_s = float("-inf")
         self.aborted = 0
 
     # -- what the slot publishes
@@ -127,7 +131,7 @@ class SlotMachine:
         return SlotFacts(
             slot=self.home.slot,
             address=address,
-            trainer=self.trainer,
+            trainer=self._trainer_facts(),
             data=tuple(sorted(self._data.values(), key=lambda d: (d.job, d.shard, d.version))),
             parity=tuple(sorted(self._parity.values(), key=lambda p: (p.job, p.version, p.place))),
             counters=replace(counters, aborted=self.aborted),
@@ -160,6 +164,7 @@ class SlotMachine:
                     "Give each trainer its own RANK",
                 )
         self._forget_trainer()
+        self._passed = trainer.passed_step
         self.trainer = replace(trainer, staged=trainer.decision is not None)
 
     def detach(self) -> None:
@@ -167,9 +172,23 @@ class SlotMachine:
         self._forget_trainer()
 
     def ask_restore(self, *, allow_fresh: bool) -> None:
-        """The trainer waits for the job-wide answer."""
+        """The trainer waits for the job-wide answer; asking again while it waits changes nothing.
+
+        Raises:
+            RequestError: it has had its answer, and trains.
+        """
+        trainer = self._attached()
+        if trainer.waiting:
+            self.trainer = replace(trainer, allow_fresh=allow_fresh)
+            return
+        if trainer.decision is not None and trainer.staged:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"restore() of rank {trainer.shard} was answered in epoch {trainer.decision.epoch}",
+                "Call restore() once; start the trainers again to go back",
+            )
         self.trainer = replace(
-            self._attached(), waiting=True, allow_fresh=allow_fresh, decision=None, staged=False,
+            trainer, waiting=True, allow_fresh=allow_fresh, decision=None, staged=False,
             failure="",
         )  # fmt: skip
 
@@ -179,32 +198,29 @@ class SlotMachine:
         Raises:
             RequestError: before restore(), or for a step that is not newer than the last.
         """
-        trainer = self._restored()
+        self._restored()
         self._check_forward(step)
         if self._claim is not None:
             raise RequestError(ErrorCode.OUT_OF_ORDER, f"step {self._claim.step} is still claimed")
         self._claim = _Claim(step, image_bytes, until_s)
-        if self._filling is None:
-            self.trainer = replace(trainer, passed_step=step)
+        self._passed = step
 
     def passed(self, step: int, *, due: bool = True) -> None:
         """The trainer goes on without a snapshot of `step`."""
         trainer = self._restored()
-        self._claim = None
-        self._filling = None
-        self.trainer = replace(
-            trainer,
-            passed_step=max(trainer.passed_step, step + 1),
-            skipped=trainer.skipped + int(due),
-        )
+        if self._claim is not None and self._claim.step == step:
+            self._claim = None
+        if self._filling is not None and self._filling.step == step:
+            self._filling = None
+        self._passed = max(self._passed, step + 1)
+        self.trainer = replace(trainer, skipped=trainer.skipped + int(due))
 
     def sealed(self, holding: DataHolding) -> None:
         """A generation is complete and checksummed."""
         self.keep(holding)
-        self._filling = None
-        if self.trainer is not None:
-            step = max(self.trainer.passed_step, holding.version.step + 1)
-            self.trainer = replace(self.trainer, passed_step=step)
+        if self._filling == holding.version:
+            self._filling = None
+            self._passed = max(self._passed, holding.version.step + 1)
 
     # -- events: memory
 
@@ -237,9 +253,14 @@ class SlotMachine:
             self.trainer = replace(self.trainer, failure=reason)
 
     def encoded(self, task: Encode) -> None:
-        """All rows of a stripe are stored where they belong."""
-        self._encoding.discard((task.job, task.version))
-        self._backoff.pop((task.job, task.version), None)
+        """All rows of a stripe are stored where they belong.
+
+        Their holders' facts say so a moment later; until then the stripe is not coded again.
+        """
+        key = (task.job, task.version)
+        self._encoding.discard(key)
+        self._backoff.pop(key, None)
+        self._coded.add(key)
 
     def encode_failed(self, task: Encode, now_s: float) -> None:
         """Some row is not stored; tried again after a pause that grows."""
@@ -252,14 +273,18 @@ class SlotMachine:
     # -- conclusions
 
     def next_wake_s(self) -> float | None:
-        """When `instructions` may have something new without any event."""
-        times = [b.not_before_s for b in self._backoff.values()]
+        """When `instructions` may have something new without any event; never a time gone by."""
+        times = [b.not_before_s for b in self._backoff.values() if b.not_before_s > self._judged_s]
         if self._claim is not None:
             times.append(self._claim.until_s)
         return min(times, default=None)
 
     def instructions(self, now_s: float) -> list[Instruction]:
         """Everything that is to be done now."""
+        self._judged_s = now_s
+        for key in self._coded:
+            self._backoff[key] = _Backoff(now_s + HEARSAY_S, RETRY_FIRST_S)
+        self._coded.clear()
         return [
             *self._follow_decision(),
             *self._frees(),
@@ -292,8 +317,8 @@ class SlotMachine:
             return self._adopt(trainer, decision)
         ready = trainer.waiting and trainer.staged and trainer.decision == decision.id
         if ready and job.lineage == decision.id.epoch:
-            step = decision.restore.step + 1 if decision.restore else 0
-            self.trainer = replace(trainer, waiting=False, passed_step=step)
+            self._passed = decision.restore.step + 1 if decision.restore else 0
+            self.trainer = replace(trainer, waiting=False)
             return [Answer(decision)]
         return []
 
@@ -348,16 +373,8 @@ class SlotMachine:
             reason = "no buffer came free in time" + self._waits_for(job)
         if not reason:
             return []
-        self._skip(claim.step)
+        self.passed(claim.step)
         return [Deny(claim.step, reason)]
-
-    def _skip(self, step: int) -> None:
-        """Forget a claim without disturbing a step that is still being sealed."""
-        trainer = self._restored()
-        self._claim = None
-        self.trainer = replace(trainer, skipped=trainer.skipped + 1)
-        if self._filling is None:
-            self.trainer = replace(self.trainer, passed_step=max(trainer.passed_step, step + 1))
 
     def _mine(self, trainer: TrainerFacts) -> list[DataHolding]:
         return [d for d in self._data.values() if (d.job, d.shard) == (trainer.job, trainer.shard)]
@@ -452,6 +469,17 @@ class SlotMachine:
 
     # -- small parts
 
+    @property
+    def filling(self) -> Version | None:
+        """What the trainer writes now, or what is being sealed."""
+        return self._filling
+
+    def _trainer_facts(self) -> TrainerFacts | None:
+        if self.trainer is None:
+            return None
+        passed = self._filling.step if self._filling else self._passed
+        return replace(self.trainer, passed_step=passed)
+
     def _slots(self) -> Slots:
         """Everybody's facts, this slot's own as they are now rather than as last heard."""
         mine = self.orders.peers.get(self.home)
@@ -475,8 +503,7 @@ class SlotMachine:
         return trainer
 
     def _check_forward(self, step: int) -> None:
-        trainer = self._attached()
-        newest = self._filling.step + 1 if self._filling else trainer.passed_step
+        newest = max(self._passed, self._filling.step + 1 if self._filling else 0)
         if step < newest:
             raise RequestError(
                 ErrorCode.STEP_BACKWARDS,

@@ -1,0 +1,1 @@
+"""Action: thin shells that carry out what core decides."""

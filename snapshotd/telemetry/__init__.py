@@ -1,0 +1,1 @@
+"""How the daemon is, told to people, collectors and the service manager."""

@@ -407,7 +407,7 @@ class StoreRequest(_message.Message):
     def __init__(self, opening: _Optional[_Union[StoreOpening, _Mapping]] = ..., chunk: _Optional[bytes] = ..., record: _Optional[_Union[_segment_pb2.ParityRecord, _Mapping]] = ...) -> None: ...
 
 class StoreOpening(_message.Message):
-    __slots__ = ("protocol", "cluster_id", "job", "epoch", "version", "place", "image_bytes")
+    __slots__ = ("protocol", "cluster_id", "job", "epoch", "version", "place", "image_bytes", "shard_bytes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -415,6 +415,7 @@ class StoreOpening(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARD_BYTES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     cluster_id: str
     job: str
@@ -422,7 +423,8 @@ class StoreOpening(_message.Message):
     version: _segment_pb2.Version
     place: _segment_pb2.ParityPlace
     image_bytes: int
-    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    shard_bytes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., shard_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StoreReply(_message.Message):
     __slots__ = ()

@@ -1,0 +1,233 @@
+"""Puts a shard image back into live training state, in place and exactly.
+
+Order: every check, then modules, tensors, optimizers and the rest in the mapping's order, then a
+comparison with the image, then the random generators, which nothing may disturb afterwards.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from google.protobuf.message import DecodeError
+
+from snapshotd.wire.v1 import segment_pb2
+from snapshotd_client import rng, tree
+from snapshotd_client.capture import (
+    MODULE,
+    OPTIMIZER,
+    STATEFUL,
+    TENSOR,
+    Survey,
+    check_states,
+    cuda_devices,
+    kind_of,
+    survey,
+)
+from snapshotd_client.differences import differences, in_place
+from snapshotd_client.errors import InexactRestore, StateMismatch
+from snapshotd_client.exact import copy_exact, is_expanded, same_bits
+from snapshotd_client.image import Anchor, Image, meshes_of
+from snapshotd_client.leaves import HIDDEN, RNG, VALUES, dtensors
+from snapshotd_client.optimizers import restore_optimizer
+
+
+def apply(
+    manifest_and_image: memoryview,
+    manifest_bytes: int,
+    *,
+    job: str,
+    world: int,
+    shard: int,
+    states: Mapping[str, object],
+    on_rng: bool = True,
+) -> dict[str, object]:
+    """Restore `states` and the random generators from an image.
+
+    Args:
+        manifest_and_image: the whole image, verified; may be read-only. No tensor refers to it
+            after the call has returned; after an error the traceback may.
+        manifest_bytes: length of the manifest that opens it.
+        job: this run's job.
+        world: this run's number of logical ranks.
+        shard: this logical rank.
+        states: as given to Snapshotter.
+        on_rng: whether to set the random generators.
+
+    Returns:
+        The keyword values that travelled with the snapshot.
+
+    Raises:
+        StateMismatch: the snapshot is of something else; nothing was changed.
+        InexactRestore: live state differs from the image afterwards; names the tensor.
+    """
+    check_states(states)
+    manifest = _read_manifest(manifest_and_image[:manifest_bytes])
+    live = survey(states)
+    live.manifest.job, live.manifest.world, live.manifest.shard = job, world, shard
+    _refuse(differences(manifest, live.manifest))
+    _refuse(_absent_devices(manifest))
+    image = Image(
+        manifest_and_image, manifest, meshes_of(dtensors(states)), _anchors(manifest, live)
+    )
+    place = manifest.skeleton.image_offset
+    skeleton = bytes(manifest_and_image[place : place + manifest.skeleton.bytes])
+    trees = _Trees(image, skeleton)
+    with torch.no_grad():
+        for name, state in states.items():
+            trees.restore(name, state)
+        _compare(trees, states)
+    if on_rng:
+        rng.restore(cast("rng.RngState", trees.by_owner[RNG]), cuda_devices(states))
+    return cast("dict[str, object]", trees.by_owner[VALUES])
+
+
+def _refuse(found: list[str]) -> None:
+    if found:
+        raise StateMismatch(found)
+
+
+def _read_manifest(data: memoryview) -> segment_pb2.Manifest:
+    try:
+        return segment_pb2.Manifest.FromString(bytes(data))
+    except DecodeError as error:
+        raise StateMismatch(
+            [f"the manifest of {len(data)} bytes cannot be read: {error}"]
+        ) from error
+
+
+def _absent_devices(manifest: segment_pb2.Manifest) -> list[str]:
+    """Kinds of device that tensors must be made on and this process does not have."""
+    in_place_names = in_place(manifest)
+    kinds = {
+        entry.device_type: entry.name
+        for entry in reversed(manifest.tensors)
+        if entry.device_type != "cpu"
+        and (entry.owner, entry.name) not in in_place_names
+        and entry.owner != RNG
+    }
+    return [
+        f"{name}: was on a {kind} device, which this process does not have"
+        for kind, name in sorted(kinds.items())
+        if not torch.get_device_module(kind).is_available()
+    ]
+
+
+def _anchors(manifest: segment_pb2.Manifest, live: Survey) -> dict[int, Anchor]:
+    """For extents of tensors that are restored in place: the live storage that holds them."""
+    anchors: dict[int, Anchor] = {}
+    live_entries = in_place(live.manifest)
+    for key, entry in in_place(manifest).items():
+        here = live_entries[key]
+        if not all(entry.shape) or entry.stride != here.stride or entry.extent in anchors:
+            continue
+        extent = live.extents[here.extent]
+        start = extent.start + here.extent_offset - entry.extent_offset
+        fits = start + manifest.extents[entry.extent].bytes <= extent.storage.nbytes()
+        if start >= 0 and fits and entry.device_type == extent.storage.device.type:
+            anchors[entry.extent] = Anchor(extent.storage, start)
+    return anchors
+
+
+class _Trees:
+    """The snapshot's state trees, and how each goes back into its live object."""
+
+    def __init__(self, image: Image, skeleton: bytes) -> None:
+        self._image = image
+        self._kinds = dict(image.manifest.names)
+        self._made: dict[tuple[int, bool], torch.Tensor] = {}
+        self._marks: dict[int, tree.TensorMark] = {}
+        self.by_owner = tree.load(skeleton, self._tensor)
+
+    def _tensor(self, owner: str, mark: tree.TensorMark) -> torch.Tensor:
+        private = owner in {VALUES, RNG}
+        borrowed = self._kinds.get(owner, STATEFUL) != STATEFUL and not mark.hidden
+        key = (mark.index, private)
+        if key not in self._made:
+            with torch.no_grad():
+                made = (
+                    self._image.view(mark.index, conj=mark.conj, neg=mark.neg)
+                    if borrowed
+                    else self._image.own(mark, private=private)
+                )
+            self._made[key] = made
+            self._marks[id(made)] = mark
+        return self._made[key]
+
+    def restore(self, name: str, state: object) -> None:
+        """Put the tree of `name` into `state`."""
+        saved = self.by_owner[name]
+        match kind_of(name, state):
+            case "tensor":
+                copy_exact(cast("torch.Tensor", state), cast("torch.Tensor", saved))
+            case "module":
+                _restore_module(cast("torch.nn.Module", state), cast("dict[str, object]", saved))
+            case "optimizer":
+                restore_optimizer(
+                    name,
+                    cast("torch.optim.Optimizer", state),
+                    cast("dict[str, object]", saved),
+                    self._own,
+                    self._shared(name),
+                )
+            case _:
+                state.load_state_dict(saved)  # type: ignore[attr-defined]  # kind_of saw it
+
+    def _own(self, tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
+        mark = self._marks.get(id(tensor))
+        # A tensor without a mark is a wrapper, made of tensors that are their own already.
+        return tensor if mark is None else self._image.own(mark, device)
+
+    def _shared(self, owner: str) -> frozenset[int]:
+        entries = self._image.manifest.tensors
+        users = Counter(entry.extent for entry in entries if all(entry.shape))
+        return frozenset(
+            key
+            for key, mark in self._marks.items()
+            if entries[mark.index].owner == owner and users[entries[mark.index].extent] > 1
+        )
+
+    def view(self, index: int) -> torch.Tensor:
+        """Tensor `index` as the snapshot holds it, conjugate and negative bits applied."""
+        made = self._made.get((index, False))
+        mark = self._marks[id(made)] if made is not None else None
+        flags = {"conj": mark.conj, "neg": mark.neg} if mark else {}
+        return self._image.view(index, **flags)
+
+    @property
+    def manifest(self) -> segment_pb2.Manifest:
+        return self._image.manifest
+
+
+def _restore_module(module: torch.nn.Module, saved: dict[str, object]) -> None:
+    live = module.state_dict()
+    expanded = [
+        key
+        for key, tensor in live.items()
+        if isinstance(tensor, torch.Tensor) and is_expanded(tensor)
+    ]
+    for key in expanded:
+        # Module.load_state_dict cannot write these; and it must not miss them either.
+        copy_exact(live[key], cast("torch.Tensor", saved.pop(key)))
+    module.load_state_dict(saved, strict=not expanded)
+
+
+def _compare(trees: _Trees, states: Mapping[str, object]) -> None:
+    now = {(leaf.owner, leaf.name): leaf.tensor for leaf in survey(states).leaves.leaves}
+    kinds = {MODULE, OPTIMIZER, TENSOR}
+    required = in_place(trees.manifest)
+    for index, entry in enumerate(trees.manifest.tensors):
+        if trees.manifest.names.get(entry.owner) not in kinds or HIDDEN in entry.name:
+            continue
+        key = (entry.owner, entry.name)
+        live = now.get(key)
+        if live is None and key not in required and trees.manifest.names[entry.owner] == MODULE:
+            continue
+        if live is None or not same_bits(live, trees.view(index)):
+            raise InexactRestore(
+                f"the tensor {entry.name} differs from the snapshot after it was restored",
+                "A hook or a load_state_dict of its owner changes what it is given; fix it, or "
+                "give Snapshotter an object of your own in its place.",
+            )

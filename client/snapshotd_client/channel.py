@@ -1,0 +1,314 @@
+"""The trainer's connection to its node: bounded questions, and a return that never blocks.
+
+Over ZeroMQ, on the calling thread. A connection is *up*, or it is *down* and being found again:
+each `poke` of a down connection does one small step without waiting, so training never stands
+still for a daemon that is away.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import zmq
+from google.protobuf.message import DecodeError
+from zmq.utils.monitor import recv_monitor_message
+
+from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION, trainer_lock_name
+from snapshotd.wire.v1 import trainer_pb2 as pb
+from snapshotd_client.errors import NoDaemon, Refused, WrongUse
+
+#: A question of the way back that got no answer by then is asked again, on a new socket.
+_ASK_AGAIN_S: Final = 2.0
+#: How long a trainer that is dying may hold its lock before its successor gives up.
+_LOCK_PATIENCE_S: Final = 10.0
+_LOCK_PAUSE_S: Final = 0.05
+
+
+class DaemonGone(Exception):  # an event within this package, not an error of the user's
+    """The connection is down; it is found again by `poke`."""
+
+
+class TrainerLock:
+    """A POSIX record lock that says: the trainer of this slot lives.
+
+    Not a flock: data-loader workers that fork must not inherit it. The kernel lets go of it when
+    the process dies, however it dies.
+    """
+
+    def __init__(self, run_dir: Path, slot: int) -> None:
+        self._path = run_dir / trainer_lock_name(slot)
+        self._descriptor: int | None = None
+
+    def acquire(self) -> None:
+        """Take the lock; a predecessor that is just dying is waited for.
+
+        Raises:
+            WrongUse: another trainer lives in this slot. NoDaemon: there is no run directory.
+        """
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        except OSError as error:
+            raise no_daemon(self._path.parent, str(error)) from error
+        deadline_s = time.monotonic() + _LOCK_PATIENCE_S
+        while True:
+            try:
+                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+            except OSError as error:
+                if time.monotonic() < deadline_s:
+                    # No event tells that another process let go; this happens once a start.
+                    zmq.select([], [], [], _LOCK_PAUSE_S)
+                    continue
+                os.close(descriptor)
+                raise WrongUse(
+                    f"another live trainer holds {self._path}: two processes have this local rank",
+                    "End it, or give each trainer of the node its own LOCAL_RANK",
+                ) from error
+            self._descriptor = descriptor
+            return
+
+    def release(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def no_daemon(run_dir: Path, why: str) -> NoDaemon:
+    """The error that says how to start a daemon."""
+    return NoDaemon(
+        f"no snapshotd answers in {run_dir} ({why})",
+        "Start one on this node: `snapshotd serve --config FILE`, `systemctl start snapshotd`, or "
+        "launch the job with `snapshotd run -- torchrun ...`; if it uses another directory, set "
+        "SNAPSHOTD_RUN_DIR or pass run_dir=...",
+    )
+
+
+class _Line:
+    """One DEALER socket, with word of its breaking."""
+
+    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
+        self._socket = context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        self._socket.connect(endpoint)
+
+    def send(self, message: pb.ToDaemon) -> None:
+        self._socket.send(message.SerializeToString())
+
+    def receive(self, timeout_s: float) -> pb.ToTrainer | None:
+        """The next message; None when none came. Raises DaemonGone when the line broke."""
+        poller = zmq.Poller()
+        poller.register(self._socket, zmq.POLLIN)
+        poller.register(self._monitor, zmq.POLLIN)
+        ready = dict(poller.poll(max(0, round(timeout_s * 1000))))
+        if self._socket in ready:
+            try:
+                return pb.ToTrainer.FromString(self._socket.recv())
+            except DecodeError as error:
+                raise DaemonGone("it sent what is no message of snapshotd") from error
+        if self._monitor in ready:
+            recv_monitor_message(self._monitor)
+            raise DaemonGone("it closed the connection")
+        return None
+
+    def close(self) -> None:
+        self._socket.disable_monitor()
+        self._monitor.close(0)
+        self._socket.close()
+
+
+class Channel:
+    """Requests to the daemon of this node.
+
+    Args:
+        run_dir: the daemon's.
+        slot: local rank.
+        incarnation: random name of this life of the process.
+        attach: what to attach with, asked for anew at each attach.
+        on_progress: called with each unasked Progress.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        slot: int,
+        incarnation: str,
+        attach: Callable[[], pb.Attach],
+        on_progress: Callable[[pb.Progress], None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._slot = slot
+        self._incarnation = incarnation
+        self._attach = attach
+        self._on_progress = on_progress
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._line: _Line | None = None  # to the SMP when up; to whoever is asked when down
+        self._request = 0
+        self._answers: dict[int, pb.ToTrainer] = {}  # that came while another was waited for
+        self._up = False
+        self._asked_s = float("-inf")
+        self.why_down = "never connected"
+
+    @property
+    def up(self) -> bool:
+        return self._up
+
+    def connect(self, timeout_s: float) -> None:
+        """Find the slot's SMP and attach.
+
+        Raises:
+            NoDaemon: nobody answers in time. Refused: the daemon says no.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        if not (self._run_dir / FRONT_SOCKET).exists():
+            raise no_daemon(self._run_dir, f"there is no socket {FRONT_SOCKET}")
+        while not self._up:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise no_daemon(self._run_dir, self.why_down)
+            self._step(min(left_s, _ASK_AGAIN_S))
+
+    def poke(self) -> bool:
+        """One step towards being up again, without waiting. Returns whether it is up.
+
+        Raises:
+            Refused: the daemon is there, and does not take this trainer back.
+        """
+        if not self._up:
+            self._step(0.0)
+        return self._up
+
+    def ask(self, message: pb.ToDaemon, timeout_s: float) -> pb.ToTrainer:
+        """One question, one answer.
+
+        Raises:
+            DaemonGone: the connection is or went down, or no answer came in time.
+            Refused: the answer is no.
+        """
+        number = self.post(message)
+        reply = self.wait(number, timeout_s)
+        if reply is None:
+            raise self._down(f"it did not answer within {timeout_s:.1f} s")
+        return reply
+
+    def post(self, message: pb.ToDaemon) -> int:
+        """Send a question; its number. Raises DaemonGone."""
+        if not self._up:
+            raise DaemonGone(self.why_down)
+        return self._send(message)
+
+    def wait(self, number: int, timeout_s: float) -> pb.ToTrainer | None:
+        """The answer to a posted question, if it comes in time. Raises DaemonGone, Refused."""
+        deadline_s = time.monotonic() + timeout_s
+        while number not in self._answers:
+            left_s = deadline_s - time.monotonic()
+            self._receive(max(0.0, left_s))
+            if left_s <= 0 and number not in self._answers:
+                return None
+        return _granted(self._answers.pop(number))
+
+    def listen(self, timeout_s: float) -> None:
+        """Take in one unasked message, if one comes in time. Raises DaemonGone."""
+        if self._up:
+            self._receive(timeout_s)
+
+    def drain(self) -> None:
+        """Take in what has come unasked. Raises DaemonGone."""
+        while self._up and self._receive(0.0):
+            pass
+
+    def close(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+        self._up = False
+        self._context.term()
+
+    # -- the way back
+
+    def _step(self, timeout_s: float) -> None:
+        """Ask for the SMP, or attach to it; or take in the answer to what was asked."""
+        try:
+            if self._line is None or time.monotonic() - self._asked_s > _ASK_AGAIN_S:
+                self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
+                self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
+            assert self._line is not None
+            reply = self._line.receive(timeout_s)
+        except DaemonGone as error:
+            self._down(str(error))
+            if timeout_s > 0:
+                zmq.select([], [], [], min(timeout_s, _LOCK_PAUSE_S))
+            return
+        if reply is None:
+            self.why_down = "it does not answer"
+            return
+        self._follow(reply)
+
+    def _follow(self, reply: pb.ToTrainer) -> None:
+        body = reply.WhichOneof("body")
+        if body == "found":
+            self._open(reply.found.endpoint)
+            self._send(pb.ToDaemon(attach=self._attach()))
+        elif body == "attached":
+            self._up = True
+            self.why_down = ""
+        elif body == "refused":
+            self.why_down = reply.refused.what
+            self._close_line()
+            if reply.refused.code != "busy":
+                _granted(reply)
+
+    def _open(self, endpoint: str) -> None:
+        self._close_line()
+        self._line = _Line(self._context, endpoint)
+        self._asked_s = time.monotonic()
+
+    def _close_line(self) -> None:
+        if self._line is not None:
+            self._line.close()
+            self._line = None
+
+    # -- messages
+
+    def _send(self, message: pb.ToDaemon) -> int:
+        assert self._line is not None, "there is a line before anything is sent"
+        self._request += 1
+        message.protocol = PROTOCOL_VERSION
+        message.request = self._request
+        message.incarnation = self._incarnation
+        self._line.send(message)
+        return self._request
+
+    def _receive(self, timeout_s: float) -> bool:
+        """Take in one message: a Progress is passed on, an answer kept until it is asked for."""
+        if self._line is None:
+            raise DaemonGone(self.why_down)
+        try:
+            reply = self._line.receive(timeout_s)
+        except DaemonGone as error:
+            raise self._down(str(error)) from error
+        if reply is None:
+            return False
+        if reply.request:
+            self._answers[reply.request] = reply
+        elif reply.WhichOneof("body") == "progress":
+            self._on_progress(reply.progress)
+        return True
+
+    def _down(self, why: str) -> DaemonGone:
+        self._up = False
+        self._answers.clear()
+        self.why_down = why
+        self._close_line()
+        self._asked_s = float("-inf")
+        return DaemonGone(why)
+
+
+def _granted(reply: pb.ToTrainer) -> pb.ToTrainer:
+    if reply.WhichOneof("body") == "refused":
+        raise Refused(reply.refused.code, reply.refused.what, reply.refused.remedy)
+    return reply

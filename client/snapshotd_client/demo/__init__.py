@@ -1,0 +1,1 @@
+"""The main job: a real training run on four nodes of one machine, through scripted faults."""

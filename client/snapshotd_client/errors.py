@@ -1,0 +1,99 @@
+"""Every error the trainer's side raises on purpose; the tree says whose fault it is.
+
+::
+
+    SnapshotdClientError
+    ├── UnsupportedState     the caller: a state that cannot be captured exactly
+    ├── StateMismatch        the caller: this run is not the one the snapshot was taken of
+    ├── StateChanged         the caller: a tensor is another one than at the last snapshot
+    ├── WrongUse             the caller: rank, job or order of calls that cannot be right
+    ├── InexactRestore       a `load_state_dict` that does not give back what it was given
+    ├── NoDaemon             the node: no daemon answers
+    ├── Refused              the node: the daemon says no, and why
+    │   └── SnapshotLost     the job had a restore point, and it cannot be restored now
+    └── ProtectionTimeout    the group: a snapshot was not protected in time
+
+Anything else that escapes is a bug of ours. Each error says what was wrong with the facts, and
+what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+#: How many differences a message shows; the rest is counted.
+MAX_SHOWN: Final = 20
+
+
+class SnapshotdClientError(Exception):
+    """Base of all errors of the trainer's side.
+
+    Attributes:
+        what: what was wrong, with numbers and names.
+        remedy: what the reader can do; empty where there is nothing to do.
+    """
+
+    def __init__(self, what: str, remedy: str = "") -> None:
+        super().__init__(f"{what}. {remedy}" if remedy else what)
+        self.what = what
+        self.remedy = remedy
+
+
+class UnsupportedState(SnapshotdClientError):
+    """A state that cannot be captured so that it comes back exactly."""
+
+
+class StateMismatch(SnapshotdClientError):
+    """The snapshot was taken of something else; nothing of the live state was changed.
+
+    Attributes:
+        differences: one sentence for each, all of them.
+    """
+
+    def __init__(self, differences: Sequence[str], remedy: str = "") -> None:
+        shown = "".join(f"\n  {d}" for d in differences[:MAX_SHOWN])
+        rest = len(differences) - MAX_SHOWN
+        more = f"\n  ... and {rest} more" if rest > 0 else ""
+        super().__init__(
+            f"the snapshot does not fit this run, {len(differences)} difference(s):{shown}{more}\n"
+            "No live state was changed",
+            remedy or "Build the same objects as the run that wrote it, or use another job name.",
+        )
+        self.differences = tuple(differences)
+
+
+class InexactRestore(SnapshotdClientError):
+    """Live state differs from the snapshot after it was applied; training must not go on."""
+
+
+class StateChanged(SnapshotdClientError):
+    """A tensor has another shape or dtype than at the last snapshot."""
+
+
+class WrongUse(SnapshotdClientError):
+    """A rank, a job name or an order of calls that cannot be right."""
+
+
+class NoDaemon(SnapshotdClientError):
+    """No daemon answers on this node."""
+
+
+class Refused(SnapshotdClientError):
+    """The daemon refuses a request.
+
+    Attributes:
+        code: stable name of the reason, an `ErrorCode` of snapshotd.wire.protocol.
+    """
+
+    def __init__(self, code: str, what: str, remedy: str = "") -> None:
+        super().__init__(what, remedy)
+        self.code = code
+
+
+class SnapshotLost(Refused):
+    """The job had a restore point, and nothing can be restored; names what is missing."""
+
+
+class ProtectionTimeout(SnapshotdClientError):
+    """A snapshot was not committed within the time given; names whom it waits for."""

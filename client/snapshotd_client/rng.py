@@ -1,0 +1,60 @@
+"""Reads and sets the states of the process-wide random generators."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any, TypedDict, cast
+
+import torch
+
+
+class RngState(TypedDict):
+    """States as their libraries give them.
+
+    `numpy` is None where the process had not imported NumPy; `cuda` pairs a device index with
+    its state, the current device first.
+    """
+
+    python: tuple[object, ...]
+    numpy: object
+    torch: torch.Tensor
+    cuda: list[tuple[int, torch.Tensor]]
+
+
+def read(cuda_devices: Iterable[int] = ()) -> RngState:
+    """The states of Python, NumPy's global generator, torch's CPU and the given CUDA devices."""
+    numpy = sys.modules.get("numpy")
+    return RngState(
+        python=random.getstate(),
+        numpy=numpy.random.get_state() if numpy else None,
+        torch=torch.get_rng_state(),
+        cuda=[(i, torch.cuda.get_rng_state(i)) for i in _current_first(cuda_devices)],
+    )
+
+
+def restore(state: RngState, cuda_devices: Iterable[int] = ()) -> None:
+    """Set every generator of `state`.
+
+    The process may see its devices under other indices than the one that wrote the snapshot, so
+    where the counts agree, states are matched by position: current device first, then ascending.
+    """
+    random.setstate(state["python"])
+    if state["numpy"] is not None:
+        import numpy as np  # noqa: PLC0415  # only where the snapshot has a state for it
+
+        np.random.set_state(cast("Any", state["numpy"]))  # restored, not used
+    torch.set_rng_state(state["torch"].cpu())
+    here = _current_first(cuda_devices)
+    saved = state["cuda"]
+    indices = here if len(here) == len(saved) else [index for index, _ in saved]
+    for index, (_, generator_state) in zip(indices, saved, strict=True):
+        torch.cuda.set_rng_state(generator_state.cpu(), index)
+
+
+def _current_first(devices: Iterable[int]) -> list[int]:
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch has no types here
+        return []
+    current = torch.cuda.current_device()
+    return [current, *sorted(set(devices) - {current})]

@@ -1,0 +1,489 @@
+"""The public face: `Snapshotter`, called by hooks in the training step.
+
+It decides nothing about the job. It captures state at step boundaries, hands it to the daemon of
+this node, and brings back what the daemons decided to restore. Every wait is bounded, and a
+daemon that is away costs training nothing but its protection.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import uuid
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+from snapshotd.wire.v1 import node_pb2
+from snapshotd.wire.v1 import trainer_pb2 as pb
+from snapshotd_client import apply as applying
+from snapshotd_client import capture as capturing
+from snapshotd_client.buffers import Buffers, reading
+from snapshotd_client.channel import Channel, DaemonGone, TrainerLock
+from snapshotd_client.errors import (
+    NoDaemon,
+    ProtectionTimeout,
+    Refused,
+    SnapshotLost,
+    StateChanged,
+    WrongUse,
+)
+from snapshotd_client.identity import identify
+from snapshotd_client.waiting import Deadline
+
+log = logging.getLogger(__name__)
+
+CLIENT_VERSION = "0.1.0"
+CONNECT_TIMEOUT_S = 30.0
+RESTORE_TIMEOUT_S = 300.0
+LIVENESS_S = 5.0
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `restore` brought back.
+
+    Attributes:
+        step: the step after which the state was taken; go on with step + 1.
+        tier: where it came from, for the whole job: "local" (every rank from its own node) or
+            "group" (some shard was copied or decoded from other nodes).
+        values: the keyword values given to `step()` then.
+        bytes_copied: of this rank's shard, brought over from another node.
+        bytes_decoded: of this rank's shard, rebuilt from the erasure code.
+    """
+
+    step: int
+    tier: str
+    values: dict[str, Any] = field(default_factory=dict)
+    bytes_copied: int = 0
+    bytes_decoded: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far this rank's state is protected, as of the newest word from the daemon.
+
+    Attributes:
+        connected: a daemon answers.
+        why_not_connected: what was seen last, while none does.
+        snapshot_step: newest step handed to the daemon; None before the first.
+        committed_step: the job's restore point; None before the first.
+        is_protected: the restore point survives the loss of `parity` nodes of every group.
+        why_not: what the daemon waits for; empty while all is well.
+        waits_for: who keeps the newest snapshot from being committed.
+        skipped: snapshots that were due and not taken, since this process started.
+    """
+
+    connected: bool
+    why_not_connected: str
+    snapshot_step: int | None
+    committed_step: int | None
+    is_protected: bool
+    why_not: str
+    waits_for: tuple[str, ...]
+    skipped: int
+
+
+class Snapshotter:
+    """Keeps a training process's newest state safe in the memory of its group of nodes.
+
+    Args:
+        states: name -> nn.Module, Optimizer, tensor, or anything with state_dict and
+            load_state_dict. Names are part of the snapshot.
+        interval_steps: snapshot every that many steps.
+        job: name under which a restarted run finds its snapshots; else SNAPSHOTD_JOB, else
+            torchrun's run id.
+        rank, world_size, local_rank: else SNAPSHOTD_*, else torchrun's variables.
+        run_dir: the daemon's; else SNAPSHOTD_RUN_DIR, else /run/snapshotd.
+        required: whether no daemon at construction is an error, or a warning.
+        max_stall_s: longest time one `step` waits for the daemon, the copy itself not counted.
+
+    Raises:
+        UnsupportedState: a value of `states` cannot be captured.
+        WrongUse: job, rank or world are not known.
+        NoDaemon: no daemon answers, and it is required.
+        Refused: the daemon does not take this trainer; says why (no room, duplicate rank, ...).
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, object],
+        *,
+        interval_steps: int = 1,
+        job: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        local_rank: int | None = None,
+        run_dir: str | Path | None = None,
+        required: bool = True,
+        max_stall_s: float = 1.0,
+    ) -> None:
+        if interval_steps < 1 or max_stall_s <= 0:
+            raise WrongUse(
+                f"interval_steps is {interval_steps}, max_stall_s is {max_stall_s}",
+                "Both are at least 1 and above 0",
+            )
+        capturing.check_states(states)
+        self._states = dict(states)
+        self._interval_steps = interval_steps
+        self._max_stall_s = max_stall_s
+        self._who = identify(
+            os.environ,
+            job=job,
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            run_dir=run_dir,
+        )
+        self._buffers = Buffers()
+        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._decision: node_pb2.DecisionId | None = None
+        self._progress = pb.Progress()
+        self._next_step = 0
+        self._snapshot_step: int | None = None
+        self._missed = 0
+        self._reported = ""
+        self._closed = False
+        self._required = required
+        self._lock = TrainerLock(self._who.run_dir, self._who.local_rank)
+        self._channel = Channel(
+            self._who.run_dir,
+            self._who.local_rank,
+            uuid.uuid4().hex,
+            self._attach,
+            self._on_progress,
+        )
+        try:
+            self._connect()
+        except BaseException:
+            self._let_go()
+            raise
+
+    # -- the public face
+
+    def restore(
+        self,
+        on_lost: Literal["raise", "fresh"] = "raise",
+        timeout_s: float = RESTORE_TIMEOUT_S,
+    ) -> Restored | None:
+        """Bring back the job's newest restorable step, the same on all ranks; call it once, first.
+
+        Args:
+            on_lost: "fresh" starts anew where a job that had snapshots cannot be restored; all
+                ranks must say so. The old snapshots are then given up.
+            timeout_s: longest wait for all ranks and for the daemons' decision.
+
+        Returns:
+            None on the very first start of a job.
+
+        Raises:
+            SnapshotLost: the job had a restore point and it cannot be restored; says, shard by
+                shard, what was found and what is lacking.
+            StateMismatch: the snapshot is of another model; nothing live was changed.
+            NoDaemon: no daemon answers in time, and it is required.
+            ProtectionTimeout: no decision in time; says what it waits for.
+        """
+        if on_lost not in ("raise", "fresh"):
+            raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
+        self._check_open()
+        reply = self._ask_restore(on_lost == "fresh", Deadline(timeout_s))
+        if reply is None:
+            return None
+        decision = reply.decision
+        if decision.WhichOneof("outcome") == "refusal":
+            raise SnapshotLost(
+                "lost",
+                decision.refusal,
+                'Bring the named nodes back, or call restore(on_lost="fresh") on all ranks',
+            )
+        restored = self._apply(reply) if decision.HasField("restore") else None
+        self._decision = decision.id
+        self._next_step = restored.step + 1 if restored else 0
+        return restored
+
+    def step(self, step: int, **values: object) -> None:
+        """Snapshot the state after `optimizer.step()` of `step`, if one is due.
+
+        Never raises for what happens to a daemon, and never waits longer than `max_stall_s` for
+        one: then this snapshot is skipped, counted in `status()`, and logged.
+
+        Args:
+            step: must grow from call to call; the first may be any.
+            values: come back as `Restored.values`; anything that pickles.
+
+        Raises:
+            WrongUse: before `restore`, or a step that does not grow.
+            StateChanged: a tensor has another shape or dtype than at the last snapshot.
+        """
+        self._check_open()
+        if self._decision is None and (self._required or self._channel.up):
+            raise WrongUse("step() before restore()", "Call restore() once, before the first step")
+        if step < self._next_step:
+            raise WrongUse(
+                f"step {step} comes after step {self._next_step - 1}",
+                "Give step() each step once, in growing order; after a restore go on with "
+                "restored.step + 1",
+            )
+        self._next_step = step + 1
+        if not self._due(step):
+            return
+        try:
+            self._snapshot(step, values)
+        except DaemonGone as error:
+            self._report(f"step {step} is not protected: the daemon is gone ({error})")
+            self._missed += 1
+        except Refused as error:
+            self._report(f"step {step} is not protected: {error}")
+            self._missed += 1
+
+    def wait_protected(self, step: int | None = None, timeout_s: float = 60.0) -> int:
+        """Wait until a snapshot is committed: protected by every group of the job.
+
+        Args:
+            step: the newest one handed over where none is given.
+            timeout_s: longest wait.
+
+        Returns:
+            The committed step, `step` or newer.
+
+        Raises:
+            ProtectionTimeout: not in time; says whom it waits for.
+        """
+        self._check_open()
+        wanted = self._snapshot_step if step is None else step
+        if wanted is None:
+            raise WrongUse("no snapshot was taken yet", "Call step() first, or name a step")
+        deadline = Deadline(timeout_s)
+        while True:
+            self._listen(deadline.slice_s(0.25))
+            progress = self._progress
+            reached = progress.HasField("committed") and progress.committed.step >= wanted
+            if reached and progress.is_protected:
+                return int(progress.committed.step)
+            if deadline.over:
+                raise ProtectionTimeout(
+                    f"step {wanted} was not protected within {timeout_s:.1f} s: {self._why()}",
+                    "See `snapshotd status` on this node",
+                )
+
+    def status(self) -> Status:
+        """How far this rank's state is protected, without waiting."""
+        self._check_open()
+        self._listen(0.0)
+        progress = self._progress
+        return Status(
+            connected=self._channel.up,
+            why_not_connected=self._channel.why_down,
+            snapshot_step=self._snapshot_step,
+            committed_step=progress.committed.step if progress.HasField("committed") else None,
+            is_protected=progress.is_protected and self._channel.up,
+            why_not=progress.why_not,
+            waits_for=tuple(progress.waits_for),
+            skipped=self._missed,
+        )
+
+    def close(self) -> None:
+        """Leave the daemon; what it holds stays. A second call does nothing."""
+        if self._closed:
+            return
+        try:
+            if self._channel.up:
+                self._channel.ask(pb.ToDaemon(detach=pb.Detach()), self._max_stall_s)
+        except (DaemonGone, Refused) as error:
+            log.info("the daemon did not hear of the end of this trainer: %s", error)
+        finally:
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- connecting
+
+    def _connect(self) -> None:
+        try:
+            self._lock.acquire()
+            self._channel.connect(CONNECT_TIMEOUT_S)
+        except NoDaemon as error:
+            if self._required:
+                raise
+            warnings.warn(f"training is not protected: {error}", RuntimeWarning, stacklevel=3)
+
+    def _attach(self) -> pb.Attach:
+        who = self._who
+        return pb.Attach(
+            job=who.job,
+            run_id=who.run_id,
+            restart_count=who.restart_count,
+            shard=who.rank,
+            world=who.world_size,
+            predicted_image_bytes=capturing.predict_image_bytes(self._states),
+            client_version=CLIENT_VERSION,
+            decision=self._decision,
+            passed_step=self._next_step,
+        )
+
+    def _on_progress(self, progress: pb.Progress) -> None:
+        self._progress = progress
+
+    def _listen(self, timeout_s: float) -> None:
+        """Take in news, and find the daemon again if it is away."""
+        try:
+            if self._channel.poke():
+                self._channel.listen(timeout_s)
+            elif timeout_s > 0:
+                Deadline(timeout_s).sleep()
+        except DaemonGone as error:
+            self._report(f"the daemon is gone ({error})")
+        except Refused as error:
+            self._report(f"the daemon does not take this trainer back: {error}")
+
+    def _let_go(self) -> None:
+        self._closed = True
+        self._channel.close()
+        self._buffers.close()
+        self._lock.release()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WrongUse("this Snapshotter is closed", "Make a new one")
+
+    # -- restoring
+
+    def _ask_restore(self, allow_fresh: bool, deadline: Deadline) -> pb.Restored | None:
+        """The daemons' answer; asked again when the daemon was restarted meanwhile."""
+        while True:
+            try:
+                if not self._channel.up:
+                    self._channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
+                number = self._channel.post(
+                    pb.ToDaemon(restore=pb.Restore(allow_fresh=allow_fresh))
+                )
+                return self._await_restored(number, deadline)
+            except DaemonGone as error:
+                self._report(f"the daemon is gone while restoring ({error})")
+            except NoDaemon:
+                if self._required and deadline.over:
+                    raise
+                if not self._required:
+                    return None
+
+    def _await_restored(self, number: int, deadline: Deadline) -> pb.Restored:
+        while True:
+            reply = self._channel.wait(number, deadline.slice_s(LIVENESS_S))
+            if reply is not None:
+                return reply.restored
+            self._progress = self._channel.ask(pb.ToDaemon(query=pb.Query()), LIVENESS_S).progress
+            if deadline.over:
+                raise ProtectionTimeout(
+                    f"no decision to restore within {deadline.timeout_s:.0f} s: "
+                    f"{self._progress.why_not or 'the group has not answered'}",
+                    "See `snapshotd status` and `snapshotd plan JOB` on this node",
+                )
+
+    def _apply(self, reply: pb.Restored) -> Restored:
+        with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
+            values = applying.apply(
+                image,
+                reply.manifest_bytes,
+                job=self._who.job,
+                world=self._who.world_size,
+                shard=self._who.rank,
+                states=self._states,
+            )
+        return Restored(
+            step=reply.decision.restore.step,
+            tier="local" if reply.decision.tier == node_pb2.TIER_LOCAL else "group",
+            values=values,
+            bytes_copied=reply.bytes_copied,
+            bytes_decoded=reply.bytes_decoded,
+        )
+
+    # -- snapshots
+
+    def _due(self, step: int) -> bool:
+        cadence = self._progress.cadence
+        interval = self._interval_steps
+        if cadence.interval > 1 and step >= cadence.from_step:
+            interval *= cadence.interval
+        return step % interval == 0
+
+    def _snapshot(self, step: int, values: Mapping[str, object]) -> None:
+        if not self._channel.poke():
+            raise DaemonGone(self._channel.why_down)
+        self._channel.drain()
+        captured = capturing.plan(
+            self._who.job, self._who.rank, self._who.world_size, step, self._states, values
+        )
+        self._check_shapes(captured)
+        granted = self._claim(step, captured.image_bytes)
+        if granted is None:
+            return
+        try:
+            with self._buffers.writing(
+                granted.path, granted.image_offset, captured.image_bytes
+            ) as image:
+                captured.write(image)
+        except OSError as error:
+            raise DaemonGone(f"its segment cannot be mapped: {error}") from error
+        written = pb.Written(
+            step=step,
+            buffer=granted.buffer,
+            image_bytes=captured.image_bytes,
+            manifest_bytes=captured.manifest_bytes,
+        )
+        self._channel.ask(pb.ToDaemon(written=written), self._max_stall_s)
+        self._snapshot_step = step
+        self._reported = ""
+
+    def _claim(self, step: int, image_bytes: int) -> pb.Granted | None:
+        """A buffer for the step; None when the daemon has none in time."""
+        claim = pb.Claim(step=step, image_bytes=image_bytes, patience_s=self._max_stall_s * 0.8)
+        reply = self._channel.ask(pb.ToDaemon(claim=claim), self._max_stall_s)
+        if reply.WhichOneof("body") == "granted":
+            return reply.granted
+        self._missed += 1
+        self._report(f"step {step} is not snapshotted: {reply.skip.reason}")
+        return None
+
+    def _check_shapes(self, captured: capturing.Capture) -> None:
+        """A tensor may come or go; one that stays keeps its shape and dtype."""
+        shapes = {t.name: (t.dtype, tuple(t.shape)) for t in captured.manifest.tensors}
+        changed = [
+            f"{name}: {self._shapes[name][0]}{list(self._shapes[name][1])} became "
+            f"{now[0]}{list(now[1])}"
+            for name, now in shapes.items()
+            if name in self._shapes and self._shapes[name] != now
+        ]
+        if changed:
+            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+            raise StateChanged(
+                "the state changed its form since the last snapshot: "
+                + "; ".join(changed[:5])
+                + more,
+                "Keep tensors of changing shape out of the snapshot, or pass them as values to "
+                "step()",
+            )
+        self._shapes = shapes
+
+    def _why(self) -> str:
+        if not self._channel.up:
+            return f"no daemon answers ({self._channel.why_down})"
+        return "; ".join([*self._progress.waits_for, self._progress.why_not]) or "no reason known"
+
+    def _report(self, what: str) -> None:
+        """Log a trouble when it begins or changes, not at every step."""
+        kind = what.partition(": ")[2]
+        if kind != self._reported:
+            self._reported = kind
+            log.warning("%s", what)

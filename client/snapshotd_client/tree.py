@@ -1,0 +1,142 @@
+"""Pickles state trees with their tensors taken out, and reads them back.
+
+The only module that pickles. What it writes is opaque to the daemon; what it reads are bytes
+that a trainer of the same job wrote and the daemon verified.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle  # noqa: TID251  # the one place that may: user state is opaque, and only read here
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+
+from snapshotd_client.errors import StateMismatch, UnsupportedState
+from snapshotd_client.leaves import Inventory, is_wrapper
+
+#: Fixed, so that equal trees give equal bytes under every Python.
+PICKLE_PROTOCOL: Final = 5
+
+
+@dataclass(frozen=True)
+class TensorMark:
+    """What stands in the pickle where a tensor stood.
+
+    Attributes:
+        index: into Manifest.tensors.
+        cls: torch.Tensor, torch.nn.Parameter or a subclass that is not a wrapper.
+        conj: the tensor reads its bytes conjugated.
+        neg: the tensor reads its bytes negated.
+        hidden: as in Leaf.
+    """
+
+    index: int
+    cls: type[torch.Tensor]
+    conj: bool
+    neg: bool
+    hidden: bool
+
+
+TensorSource = Callable[[str, TensorMark], torch.Tensor]
+
+
+def dump(trees: Mapping[str, object], inventory: Inventory) -> bytes:
+    """Pickle `trees` by owner; tensors not yet in `inventory` are added to it.
+
+    Raises:
+        UnsupportedState: an object of a tree cannot be pickled.
+    """
+    stream = io.BytesIO()
+    pickler = _TreePickler(stream, inventory)
+    pickler.dump(list(trees))
+    for owner, tree in trees.items():
+        pickler.owner = owner
+        try:
+            pickler.dump(tree)
+        # TypeError and AttributeError are what pickle raises for locks, lambdas and the like.
+        except (pickle.PicklingError, TypeError, AttributeError) as error:
+            raise UnsupportedState(
+                f"the state of {owner} holds an object that cannot be pickled: {error}",
+                "Give Snapshotter plain data, tensors, or objects that pickle supports.",
+            ) from error
+    return stream.getvalue()
+
+
+def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:
+    """Read back what `dump` wrote.
+
+    Args:
+        skeleton: the bytes.
+        tensor: gives the tensor for an owner and a mark.
+
+    Raises:
+        StateMismatch: a class of the snapshot cannot be imported here.
+    """
+    unpickler = _TreeUnpickler(io.BytesIO(skeleton), tensor)
+    trees: dict[str, object] = {}
+    for owner in unpickler.load():
+        unpickler.owner = owner
+        trees[owner] = unpickler.load()
+    return trees
+
+
+class _TreePickler(pickle.Pickler):
+    owner = ""
+
+    def __init__(self, stream: io.BytesIO, inventory: Inventory) -> None:
+        super().__init__(stream, protocol=PICKLE_PROTOCOL)
+        self._inventory = inventory
+
+    def persistent_id(self, obj: object) -> object:
+        if not isinstance(obj, torch.Tensor) or is_wrapper(obj):
+            return None
+        index = self._inventory.take(self.owner, obj)
+        hidden = self._inventory.leaves[index].hidden
+        return index, _tensor_class(obj), obj.is_conj(), obj.is_neg(), hidden
+
+    def reducer_override(self, obj: object) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        attributes, context = obj.__tensor_flatten__()  # type: ignore[attr-defined]  # is_wrapper
+        inner = {name: getattr(obj, name) for name in attributes}
+        return _rewrap, (type(obj), inner, context, tuple(obj.shape), obj.stride())
+
+
+class _TreeUnpickler(pickle.Unpickler):
+    owner = ""
+
+    def __init__(self, stream: io.BytesIO, tensor: TensorSource) -> None:
+        super().__init__(stream)
+        self._tensor = tensor
+
+    def persistent_load(self, pid: object) -> torch.Tensor:
+        assert isinstance(pid, tuple)
+        return self._tensor(self.owner, TensorMark(*pid))
+
+    def find_class(self, module: str, name: str, /) -> object:
+        try:
+            return super().find_class(module, name)
+        except (ImportError, AttributeError) as error:
+            raise StateMismatch(
+                [f"{self.owner}: {module}.{name} cannot be imported here: {error}"],
+                "Make the class importable, as it was in the run that wrote the snapshot.",
+            ) from error
+
+
+def _tensor_class(tensor: torch.Tensor) -> type[torch.Tensor]:
+    if isinstance(tensor, torch.distributed.tensor.DTensor):
+        return torch.nn.Parameter if isinstance(tensor, torch.nn.Parameter) else torch.Tensor
+    return type(tensor)
+
+
+def _rewrap(
+    cls: type[torch.Tensor],
+    inner: dict[str, torch.Tensor],
+    context: object,
+    shape: tuple[int, ...],
+    stride: tuple[int, ...],
+) -> object:
+    return cls.__tensor_unflatten__(inner, context, shape, stride)  # type: ignore[attr-defined]  # is_wrapper

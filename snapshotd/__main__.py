@@ -1,0 +1,7 @@
+"""`python -m snapshotd`: the same as the command `snapshotd`."""
+
+import sys
+
+from snapshotd.cli import main
+
+sys.exit(main())

@@ -1,0 +1,35 @@
+"""`snapshotd drop`: make one node forget a job and free its memory."""
+
+from __future__ import annotations
+
+import argparse
+import os
+
+from snapshotd.cli.options import Commands, add_address_options, daemon_address
+from snapshotd.cli.render import in_bytes
+from snapshotd.errors import CallerError
+
+
+def register(commands: Commands) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "drop", help="forget a job on one node and free its memory", allow_abbrev=False
+    )
+    parser.add_argument("job", metavar="JOB")
+    add_address_options(parser)
+    parser.add_argument("--yes", action="store_true", help="yes, its snapshots here are lost")
+    parser.set_defaults(handler=_drop)
+
+
+def _drop(arguments: argparse.Namespace) -> int:
+    address = daemon_address(arguments, os.environ)
+    if not arguments.yes:
+        raise CallerError(
+            f"dropping {arguments.job} on {address} destroys its snapshots there for good",
+            "Repeat the command with --yes if that is meant",
+        )
+    from snapshotd.rpc.operator import drop  # noqa: PLC0415  see status.py
+
+    reply = drop(address, arguments.job, arguments.timeout_s)
+    print(f"dropped {arguments.job} on {address}: {in_bytes(reply.freed_bytes)} freed")
+    return 0

@@ -1,0 +1,60 @@
+"""Signals as something to wait for, borrowed for a while and given back."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+
+class BorrowedSignals:
+    """Collects signals instead of acting on them; its descriptor is readable when there are any.
+
+    A signal that the process was told to ignore, as nohup does with SIGHUP, stays ignored. Only
+    for the main thread.
+    """
+
+    def __init__(self, numbers: Sequence[signal.Signals]) -> None:
+        self._numbers = numbers
+        self._before: dict[signal.Signals, _Handler] = {}
+
+    def __enter__(self) -> Self:
+        self._reader, self._writer = socket.socketpair()
+        self._reader.setblocking(False)
+        self._writer.setblocking(False)
+        self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
+        for number in self._numbers:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, _only_wake)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._reader.close()
+        self._writer.close()
+
+    def fileno(self) -> int:
+        return self._reader.fileno()
+
+    def take(self) -> tuple[signal.Signals, ...]:
+        """Signals that came since the last call, in order."""
+        try:
+            received = self._reader.recv(4096)
+        except BlockingIOError:
+            return ()
+        return tuple(signal.Signals(number) for number in received)
+
+
+def _only_wake(number: int, frame: FrameType | None) -> None:
+    """The number is in the wake-up descriptor already."""

@@ -1,0 +1,212 @@
+"""Every key of the configuration: its type, its default, its bounds, and the rules between keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ByteSize,
+    ConfigDict,
+    Field,
+    Strict,
+    StringConstraints,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic_core import PydanticCustomError
+
+from snapshotd.config.address import check_address
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+LogFormat = Literal["text", "json"]
+
+TIMEOUT_ORDER: Final = ("heartbeat_s", "suspect_s", "dead_s", "restore_s", "torchrun_s")
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        expected = "an absolute path: a daemon has no working directory"
+        raise PydanticCustomError("path", "it is a relative path", {"expected": expected})
+    return path
+
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Address = Annotated[str, AfterValidator(check_address)]
+# Paths come as text from every source; strictness would ask for pathlib objects.
+Directory = Annotated[Path, Strict(strict=False), AfterValidator(_absolute)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+def half_of_memory() -> ByteSize:
+    """Half of this machine's physical memory, bytes."""
+    return ByteSize(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2)
+
+
+class _Section(BaseModel):
+    """Frozen, without unknown keys, without silent conversions; defaults obey the rules too."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, validate_default=True)
+
+
+class Protection(_Section):
+    """How the group's code is cut, and when its absence becomes an operator's business."""
+
+    group_size: int = Field(default=4, ge=2, le=32, description="nodes that protect each other (n)")
+    parity: int = Field(
+        default=1,
+        ge=0,
+        description="nodes a group may lose at once (m); 0 keeps snapshots local only",
+    )
+    unprotected_bound_s: Seconds = Field(
+        default=60.0, description="unprotected for longer than this, the node reports NOT_SERVING"
+    )
+    max_interval: int = Field(
+        default=64,
+        ge=1,
+        description="the snapshot interval is never widened by more than this factor",
+    )
+
+    @field_validator("parity")
+    @classmethod
+    def _parity_below_group(cls, parity: int, info: ValidationInfo) -> int:
+        group_size = info.data.get("group_size")
+        if group_size is not None and parity >= group_size:
+            raise PydanticCustomError(
+                "parity",
+                "a group of {size} has no room for {parity} parity blocks",
+                {
+                    "size": group_size,
+                    "parity": parity,
+                    "expected": f"0 to {group_size - 1}, as group_size is {group_size}",
+                    "related": ["protection.group_size"],
+                },
+            )
+        return parity
+
+
+class Timeouts(_Section):
+    """Bounds of waiting; each must be longer than the one it contains."""
+
+    heartbeat_s: Seconds = Field(
+        default=1.0, description="a daemon tells its peers its facts this often"
+    )
+    suspect_s: Seconds = Field(default=3.0, description="silent for this long, a peer is suspected")
+    dead_s: Seconds = Field(default=8.0, description="silent for this long, a peer counts as lost")
+    restore_s: Seconds = Field(
+        default=120.0, description="a restore() is answered within this bound"
+    )
+    torchrun_s: Seconds = Field(
+        default=600.0,
+        description="shortest patience of the launcher (torchrun's rendezvous waits 600 s); "
+        "snapshotd does not set it, it stays below it",
+    )
+    rpc_s: Seconds = Field(
+        default=10.0, description="one control call to a peer is given up after this"
+    )
+
+    @field_validator(*TIMEOUT_ORDER[1:])
+    @classmethod
+    def _in_order(cls, value: float, info: ValidationInfo) -> float:
+        below = TIMEOUT_ORDER[TIMEOUT_ORDER.index(str(info.field_name)) - 1]
+        bound = info.data.get(below)
+        if bound is not None and value <= bound:
+            raise PydanticCustomError(
+                "order",
+                "it is not longer than {below}, {bound}",
+                {
+                    "below": below,
+                    "bound": bound,
+                    "expected": "the order " + " < ".join(TIMEOUT_ORDER),
+                    "related": [f"timeouts.{below}"],
+                },
+            )
+        return value
+
+
+def _same_as_run_dir(data: dict[str, Any]) -> Any:
+    return data["run_dir"]
+
+
+class Config(_Section):
+    """All that one daemon is told. Immutable; made by `snapshotd.config.load`."""
+
+    cluster_id: Name = Field(
+        description="the cluster's name; only daemons of one cluster speak to each other"
+    )
+    node_id: Name = Field(description="this node's name, unique in the cluster")
+    listen: Address = Field(description="host:port that peers dial to reach this node")
+    run_dir: Directory = Field(
+        default=Path("/run/snapshotd"),
+        description="trainers' sockets, the daemon's lock and address",
+    )
+    shm_dir: Directory = Field(
+        default=Path("/dev/shm/snapshotd"),  # noqa: S108  a tmpfs is what segments are for
+        description="segments; a directory of a tmpfs",
+    )
+    state_dir: Directory = Field(
+        default_factory=_same_as_run_dir,
+        description="small durable job records; on a disk, a job that lost all nodes to a power "
+        "cut is told that it once had a snapshot (default: run_dir)",
+    )
+    memory_budget: ByteSize = Field(
+        default_factory=half_of_memory,
+        gt=0,
+        description='bytes of segments on this node, like "400GiB" (default: half of memory)',
+    )
+    generations: int = Field(
+        default=2, ge=2, description="buffers per shard: one committed, the others in progress"
+    )
+    log_level: LogLevel = Field(default="info", description="least severe record that is written")
+    log_format: LogFormat = Field(
+        default="text", description="text for people, json for collectors"
+    )
+    peers: Mapping[Name, Address] = Field(
+        default_factory=dict, description="node id to address; seeds, not the whole cluster"
+    )
+    protection: Protection = Field(default_factory=Protection)
+    timeouts: Timeouts = Field(default_factory=Timeouts)
+
+    @field_validator("peers")
+    @classmethod
+    def _one_address_a_node(
+        cls, peers: Mapping[str, str], info: ValidationInfo
+    ) -> Mapping[str, str]:
+        node_id, listen = info.data.get("node_id"), info.data.get("listen")
+        if node_id is None or listen is None:
+            return peers
+        if not _same_address(peers.get(node_id, listen), listen):
+            raise _peers_error(
+                f"{node_id} is this node and listens on {listen}, but is listed with "
+                f"{peers[node_id]}; the node id may be another node's",
+                "this node's own entry to be equal to listen, or absent",
+                [f"peers.{node_id}", "node_id", "listen"],
+            )
+        _check_unshared({**peers, node_id: listen})
+        return peers
+
+
+def _check_unshared(peers: Mapping[str, str]) -> None:
+    owner: dict[str, str] = {}
+    for node, address in peers.items():
+        other = owner.setdefault(address.lower(), node)
+        if other != node:
+            raise _peers_error(
+                f"{other} and {node} have the same address {address}",
+                "one address for each node id",
+                [f"peers.{other}", f"peers.{node}"],
+            )
+
+
+def _same_address(one: str, other: str) -> bool:
+    return one.lower() == other.lower()
+
+
+def _peers_error(why: str, expected: str, related: list[str]) -> PydanticCustomError:
+    return PydanticCustomError(
+        "peers", "{why}", {"why": why, "expected": expected, "related": related}
+    )

@@ -1,0 +1,264 @@
+"""The composition root of the supervisor: everything is made here, in the order it depends on.
+
+Nothing else constructs a service. `serve` reads as the life of the daemon: take the
+directories, start up, run until told to stop or until something fails for good, shut down.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import zmq.asyncio
+
+from snapshotd.coding.codec import ZfecCodec, known_answer_test
+from snapshotd.config import Config
+from snapshotd.core.board import Board, Policy
+from snapshotd.core.membership import Membership, Refusal
+from snapshotd.flow.children import Children
+from snapshotd.flow.front import FrontDesk
+from snapshotd.flow.records import Records
+from snapshotd.flow.status import Clock, exposure, node_status, plan_reply
+from snapshotd.flow.supervisor import Pace, Supervisor
+from snapshotd.memory.budget import Budget
+from snapshotd.memory.locks import DirectoryLock
+from snapshotd.metadata import NodeFacts
+from snapshotd.rpc.channels import Channels
+from snapshotd.rpc.local import LocalServer
+from snapshotd.rpc.node import NodeServer
+from snapshotd.rpc.trainers import TrainerSocket
+from snapshotd.smp import SmpSettings
+from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
+from snapshotd.wire.protocol import FRONT_SOCKET
+from snapshotd.wire.v1 import node_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+STOP_GRACE_S = 2.0
+
+
+def serve(config: Config) -> int:
+    """Run the daemon until SIGTERM or SIGINT.
+
+    Returns:
+        The exit status: 0 after a clean stop.
+
+    Raises:
+        SnapshotdError: it cannot start, or must not go on.
+    """
+    config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o770)
+    with DirectoryLock(config.run_dir):
+        asyncio.run(Node(config).run())
+    return 0
+
+
+class Node:
+    """One running daemon: the parts, and the few things that concern all of them."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._records = Records(config.state_dir)
+        known_answer_test(ZfecCodec())
+        self._board = _board(config, self._records)
+        self._clock = Clock()
+        self._budget = Budget(config.shm_dir, int(config.memory_budget))
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._failed: asyncio.Future[None] | None = None
+        self._health: bool | None = None
+
+    # -- what the node service asks
+
+    def hear(self, facts: NodeFacts) -> Refusal | None:
+        return self._supervisor.hear(facts)
+
+    def facts(self) -> NodeFacts:
+        return self._board.facts
+
+    def status(self) -> pb.NodeStatus:
+        now_s = time.monotonic()
+        self._board.conclude(now_s)
+        status = node_status(self._board, self._clock, now_s)
+        status.budget_bytes = self._budget.limit_bytes
+        status.allocated_bytes = self._budget.used_bytes()
+        status.coding = ZfecCodec().name
+        status.health_reason = self._unhealthy(now_s)
+        status.healthy = not status.health_reason
+        return status
+
+    def plan(self, job: str) -> pb.PlanReply:
+        return plan_reply(self._board, job, time.monotonic())
+
+    def drop(self, job: str) -> int:
+        return self._supervisor.drop(job)
+
+    # -- life
+
+    async def run(self) -> None:
+        """Start up, serve, shut down."""
+        stop = asyncio.Event()
+        self._failed = asyncio.get_running_loop().create_future()
+        with _signals(stop):
+            await self._start()
+            try:
+                await self._main_loop(stop)
+            finally:
+                await self._shut_down()
+
+    async def _start(self) -> None:
+        config = self._config
+        self._channels = Channels()
+        pace = Pace(config.timeouts.heartbeat_s, config.timeouts.rpc_s)
+        self._supervisor = Supervisor(self._board, self._channels, self._records, pace)
+        self._supervisor.on_change = self._on_change
+        # The links must be there before the first SMP looks for them.
+        self._links = LocalServer(self._supervisor)
+        await self._links.start(config.run_dir / "links.sock")
+        self._children = Children(self._smp_arguments)
+        self._zmq = zmq.asyncio.Context()
+        self._front = TrainerSocket(self._zmq, config.run_dir / FRONT_SOCKET)
+        desk = FrontDesk(self._front, self._supervisor, self._children, config.run_dir, self._watch)
+        # Facts may be exchanged as soon as the port is open, so the board must have concluded.
+        self._board.conclude(time.monotonic())
+        self._server = NodeServer(self)
+        await self._server.start(config.listen)
+        # Segments of an earlier daemon are adopted before anybody asks for them.
+        for slot in _slots_with_segments(config.shm_dir):
+            self._children.ensure(slot)
+        self._supervisor.start()
+        self._front.bind()
+        self._watch(asyncio.get_running_loop().create_task(self._front.serve(desk.handle)))
+        self._watch(asyncio.get_running_loop().create_task(self._keep_time()))
+        (config.run_dir / "address").write_text(config.listen, encoding="utf-8")
+        self._notifier = Notifier.from_environ(os.environ)
+        self._notifier.ready(f"{config.node_id} serves on {config.listen}")
+        log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
+
+    async def _main_loop(self, stop: asyncio.Event) -> None:
+        """Until told to stop; a task that ends with an error ends the daemon with it."""
+        assert self._failed is not None
+        self._failed.add_done_callback(lambda _: stop.set())
+        await stop.wait()
+        if self._failed.done():
+            self._failed.result()
+
+    async def _shut_down(self) -> None:
+        """Segments stay for the next daemon; all else goes."""
+        self._notifier.stopping()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._server.stop(STOP_GRACE_S)
+        await self._supervisor.stop()
+        await self._children.stop()
+        await self._links.stop()
+        self._front.close()
+        self._zmq.term()
+        for name in ("address", "links.sock"):
+            (self._config.run_dir / name).unlink(missing_ok=True)
+        log.info("%s has stopped; its segments stay", self._config.node_id)
+
+    # -- parts
+
+    def _watch(self, task: asyncio.Task[None]) -> None:
+        """Keep a task, and let the daemon end with it if it fails."""
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is None:
+            return
+        assert self._failed is not None
+        if not self._failed.done():
+            self._failed.set_exception(task.exception() or AssertionError)
+
+    def _on_change(self) -> None:
+        now_s = time.monotonic()
+        self._clock.watch(self._board, now_s)
+        for task in self._supervisor.loops.values():
+            if task.done():
+                self._ended(task)
+
+    async def _keep_time(self) -> None:
+        """What only time brings: deaths, health, the watchdog."""
+        interval_s = self._config.timeouts.heartbeat_s
+        watchdog_s = watchdog_interval_s(os.environ, os.getpid())
+        period_s = min(interval_s, watchdog_s / 2) if watchdog_s else interval_s
+        while True:
+            now_s = time.monotonic()
+            self._supervisor.tick(now_s)
+            await self._set_health(self._unhealthy(now_s))
+            self._notifier.watchdog()
+            await asyncio.sleep(period_s)
+
+    async def _set_health(self, reason: str) -> None:
+        healthy = not reason
+        if healthy != self._health:
+            self._health = healthy
+            await self._server.set_health(serving=healthy)
+            log.log(
+                logging.INFO if healthy else logging.ERROR,
+                "health: %s",
+                "serving" if healthy else reason,
+            )
+
+    def _unhealthy(self, now_s: float) -> str:
+        """Why this node's state is in danger; empty while it is not."""
+        since_s = self._clock.unprotected_since_s
+        bound_s = self._config.protection.unprotected_bound_s
+        if since_s is None or now_s - since_s < bound_s:
+            return ""
+        reasons = [
+            f"slot {facts.slot} of job {job!r} has been unprotected for "
+            f"{now_s - since_s:.0f} s: {why}"
+            for facts, job, why in exposure(self._board, now_s)
+            if why
+        ]
+        return "; ".join(reasons)
+
+    def _smp_arguments(self, slot: int) -> tuple[str, ...]:
+        settings = SmpSettings.of(self._config, slot)
+        return ("-m", "snapshotd.smp", settings.to_json())
+
+
+def _board(config: Config, records: Records) -> Board:
+    membership = Membership(
+        cluster_id=config.cluster_id,
+        node=config.node_id,
+        boot=f"{time.time_ns():020d}-{os.getpid()}",
+        address=config.listen,
+        seeds=config.peers,
+        suspect_s=config.timeouts.suspect_s,
+        dead_s=config.timeouts.dead_s,
+    )
+    policy = Policy(
+        group_size=config.protection.group_size,
+        parity=config.protection.parity,
+        patience_s=config.timeouts.restore_s / 2,
+        max_interval=config.protection.max_interval,
+    )
+    return Board(membership, policy, records.load())
+
+
+def _slots_with_segments(shm_dir: Path) -> list[int]:
+    names = (path.parent.name.removeprefix("slot-") for path in shm_dir.glob("slot-*/*.seg"))
+    return sorted({int(name) for name in names if name.isdigit()})
+
+
+@contextlib.contextmanager
+def _signals(stop: asyncio.Event) -> Iterator[None]:
+    """Borrow SIGTERM and SIGINT, and give them back."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

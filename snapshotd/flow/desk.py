@@ -1,0 +1,232 @@
+"""The trainer's desk: its requests to the machine, the machine's answers to it.
+
+A request is checked, becomes one event, and is answered at once or when the machine says so.
+The desk holds the open question of each kind, at most one, as a trainer asks one at a time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from snapshotd.core.slot import Answer, Deny
+from snapshotd.errors import RequestError, SnapshotdError
+from snapshotd.metadata import TrainerFacts
+from snapshotd.rpc.convert import decision_id_from, decision_to, version_to
+from snapshotd.rpc.trainers import TrainerSocket, refused
+from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
+from snapshotd.wire.v1 import node_pb2, segment_pb2
+from snapshotd.wire.v1 import trainer_pb2 as pb
+
+if TYPE_CHECKING:
+    from snapshotd.flow.smp import Smp
+    from snapshotd.memory.segment import Segment
+
+#: Refuses an attach that cannot be served: (predicted image bytes) -> None, raises NoRoom.
+Preflight = Callable[[int], None]
+
+
+class TrainerDesk:
+    """Serves the one trainer of a slot."""
+
+    def __init__(
+        self,
+        smp: Smp,
+        socket: TrainerSocket,
+        cluster_id: str,
+        preflight: Preflight,
+        trainer_alive: Callable[[], bool],
+    ) -> None:
+        self._smp = smp
+        self._machine = smp.machine
+        self._socket = socket
+        self._cluster_id = cluster_id
+        self._preflight = preflight
+        self._trainer_alive = trainer_alive
+        self._identity = b""
+        self._open: dict[str, int] = {}  # kind of question -> its request number
+        self._reported: pb.Progress | None = None
+
+    async def handle(self, identity: bytes, message: pb.ToDaemon) -> pb.ToTrainer | None:
+        """One request. Raises SnapshotdError for a refusal."""
+        body = message.WhichOneof("body")
+        if body == "attach":
+            self._attach(identity, message)
+            home = self._machine.home
+            return pb.ToTrainer(attached=pb.Attached(cluster_id=self._cluster_id, node=home.node))
+        self._check_owner(message)
+        match body:
+            case "restore":
+                self._machine.ask_restore(allow_fresh=message.restore.allow_fresh)
+                self._open["restore"] = message.request
+            case "claim":
+                self._claim(message)
+            case "written":
+                self._written(message.written)
+                return self._accepted()
+            case "pass":
+                self._passed(getattr(message, "pass").step)
+                return self._accepted()
+            case "query":
+                return pb.ToTrainer(progress=self._progress())
+            case "detach":
+                self._smp.forget_trainer()
+                return self._accepted()
+            case _:
+                raise RequestError(ErrorCode.MALFORMED, f"{body} is not for this socket")
+        self._smp.wake()
+        return None
+
+    def _accepted(self) -> pb.ToTrainer:
+        self._smp.wake()
+        return pb.ToTrainer(accepted=pb.Accepted())
+
+    def _check_owner(self, message: pb.ToDaemon) -> None:
+        trainer = self._machine.trainer
+        if trainer is None or trainer.incarnation != message.incarnation:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER, "this trainer is not attached to this slot", "Attach first"
+            )
+
+    def _attach(self, identity: bytes, message: pb.ToDaemon) -> None:
+        facts = trainer_facts(message)
+        if not self._trainer_alive():
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                "the trainer does not hold its lock in the run directory",
+                "Attach with snapshotd_client of this version",
+            )
+        if message.attach.predicted_image_bytes:
+            self._preflight(message.attach.predicted_image_bytes)
+        self._smp.give_back_filling()
+        self._machine.attach(facts)
+        self._identity = identity
+        self._open.clear()
+        self._reported = None
+        self._smp.wake()
+
+    def _claim(self, message: pb.ToDaemon) -> None:
+        claim = message.claim
+        until_s = time.monotonic() + max(0.0, claim.patience_s)
+        self._machine.claim(claim.step, claim.image_bytes, until_s)
+        self._open["claim"] = message.request
+
+    def _written(self, written: pb.Written) -> None:
+        filling = self._smp.filling
+        if (
+            filling is None
+            or filling.segment.name != written.buffer
+            or filling.step != written.step
+        ):
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER, f"buffer {written.buffer!r} was not granted for this step"
+            )
+        capacity = filling.segment.image_capacity
+        if not written.manifest_bytes <= written.image_bytes <= capacity:
+            raise RequestError(
+                ErrorCode.MALFORMED,
+                f"an image of {written.image_bytes} bytes with a manifest of "
+                f"{written.manifest_bytes} in a buffer of {capacity}",
+            )
+        self._smp.start(self._smp.seal(written.image_bytes, written.manifest_bytes))
+
+    def _passed(self, step: int) -> None:
+        self._machine.passed(step)
+        self._smp.give_back_filling()
+
+    # -- answers
+
+    async def granted(self, segment: Segment) -> None:
+        """A buffer for the open claim."""
+        reply = pb.Granted(
+            path=str(segment.path),
+            image_offset=HEADER_BYTES,
+            image_capacity=segment.image_capacity,
+            buffer=segment.name,
+        )
+        await self._reply("claim", pb.ToTrainer(granted=reply))
+
+    async def deliver(self, answer: Answer | Deny) -> None:
+        """What the machine decided about an open question."""
+        if isinstance(answer, Deny):
+            await self._reply("claim", pb.ToTrainer(skip=pb.Skip(reason=answer.reason)))
+        else:
+            await self._reply("restore", self._restored(answer))
+
+    def _restored(self, answer: Answer) -> pb.ToTrainer:
+        decision, trainer = answer.decision, self._machine.trainer
+        reply = pb.Restored(decision=decision_to(decision))
+        if decision.restore is not None and trainer is not None:
+            try:
+                segment, record = self._smp.record_of(decision, trainer.shard)
+            except SnapshotdError as error:
+                return pb.ToTrainer(refused=refused(error))
+            reply.path = str(segment.path)
+            reply.image_offset = HEADER_BYTES
+            reply.image_bytes = record.image_bytes
+            reply.manifest_bytes = record.manifest_bytes
+            counters = self._smp.vault.counters()
+            reply.bytes_copied = counters.bytes_copied
+            reply.bytes_decoded = counters.bytes_decoded
+        return pb.ToTrainer(restored=reply)
+
+    async def _reply(self, question: str, message: pb.ToTrainer) -> None:
+        message.request = self._open.pop(question, 0)
+        if message.request:
+            await self._socket.send(self._identity, message)
+
+    async def report(self) -> None:
+        """Tell the trainer how far its state is protected, when that has changed."""
+        trainer = self._machine.trainer
+        if trainer is None or trainer.waiting:
+            return
+        progress = self._progress()
+        if progress != self._reported:
+            self._reported = progress
+            await self._socket.send(self._identity, pb.ToTrainer(progress=progress))
+
+    def _progress(self) -> pb.Progress:
+        trainer = self._machine.trainer
+        progress = pb.Progress(skipped=trainer.skipped if trainer else 0)
+        job = self._machine.orders.job(trainer.job) if trainer else None
+        if trainer is None or job is None:
+            progress.why_not = "the node does not know the job yet"
+            return progress
+        progress.why_not = self._machine.orders.waits.get(trainer.job, "")
+        progress.is_protected = 0 < job.lineage == job.committed_in
+        progress.cadence.CopyFrom(
+            node_pb2.Cadence(interval=job.cadence.interval, from_step=job.cadence.from_step)
+        )
+        if job.committed is not None:
+            progress.committed.CopyFrom(version_to(job.committed))
+        progress.sealed.extend(self._sealed_of(trainer))
+        missing = self._machine.why_not_protected(job)
+        progress.waits_for.extend(f"{home} {why}" for home, why in missing)
+        return progress
+
+    def _sealed_of(self, trainer: TrainerFacts) -> list[segment_pb2.Version]:
+        facts = self._machine.facts("", self._smp.vault.counters())
+        mine = [d for d in facts.data if (d.job, d.shard) == (trainer.job, trainer.shard)]
+        return [version_to(d.version) for d in mine]
+
+
+def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:
+    """What an Attach says of its trainer. Raises RequestError when it makes no sense."""
+    attach = message.attach
+    if not attach.job or not message.incarnation or attach.shard >= attach.world:
+        raise RequestError(
+            ErrorCode.MALFORMED,
+            f"rank {attach.shard} of a world of {attach.world} in job {attach.job!r}",
+            "Set RANK, WORLD_SIZE and the job's name (torchrun does), or pass them",
+        )
+    return TrainerFacts(
+        job=attach.job,
+        run_id=attach.run_id,
+        restart_count=attach.restart_count,
+        incarnation=message.incarnation,
+        shard=attach.shard,
+        world=attach.world,
+        decision=decision_id_from(attach.decision) if attach.HasField("decision") else None,
+        passed_step=attach.passed_step,
+    )

@@ -1,0 +1,84 @@
+"""What must outlive all memory: that a job once had a restore point, and in which epoch it is.
+
+One small file a job in the state directory. It is written when a job's epoch or lineage changes
+and at the first commit of a lineage, not at every step: the segments tell the newest step, the
+record tells that there must be one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from urllib.parse import quote
+
+from google.protobuf.message import DecodeError
+
+from snapshotd.errors import RequestError, SnapshotdError
+from snapshotd.metadata import DecisionId, JobFacts
+from snapshotd.rpc.convert import job_from, job_to
+from snapshotd.wire.v1 import node_pb2 as pb
+
+log = logging.getLogger(__name__)
+
+_SUFFIX = ".job"
+
+_Mark = tuple[int, int, DecisionId | None, bool, bool]
+
+
+class Records:
+    """Job records in a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._kept: dict[str, _Mark] = {}
+
+    def load(self) -> list[JobFacts]:
+        """All records that can be read; one that cannot is an error the operator must see.
+
+        Raises:
+            SnapshotdError: a record is damaged: starting without it might start a job anew.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        return [self._read(path) for path in sorted(self._directory.glob(f"*{_SUFFIX}"))]
+
+    def keep(self, jobs: Iterable[JobFacts]) -> None:
+        """Write those records that have changed in what matters."""
+        for job in jobs:
+            mark = _mark(job)
+            if self._kept.get(job.job) != mark:
+                self._write(job)
+                self._kept[job.job] = mark
+
+    def _read(self, path: Path) -> JobFacts:
+        try:
+            message = pb.JobFacts.FromString(path.read_bytes())
+            return job_from(message)
+        except (DecodeError, RequestError) as error:
+            raise SnapshotdError(
+                f"the job record {path} is damaged: {error}",
+                "Remove it if the job may start anew, or copy it from another node",
+            ) from error
+
+    def _write(self, job: JobFacts) -> None:
+        path = self._directory / f"{quote(job.job, safe='')}{_SUFFIX}"
+        half = path.with_suffix(".half")
+        try:
+            with half.open("wb") as file:
+                file.write(job_to(job).SerializeToString())
+                file.flush()
+                os.fsync(file.fileno())
+            half.replace(path)
+        except OSError as error:
+            log.error("the record of job %r cannot be written: %s", job.job, error)
+
+
+def _mark(job: JobFacts) -> _Mark:
+    return (
+        job.epoch,
+        job.lineage,
+        job.decision.id if job.decision else None,
+        job.committed is not None,
+        job.committed_in == job.lineage,
+    )

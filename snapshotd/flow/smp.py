@@ -1,0 +1,253 @@
+"""The snapshot management process of one slot: events to the machine, its instructions to work.
+
+Everything that changes state runs on one event loop; digests, coding and allocation run in
+threads. Tasks end in an event to the machine, never in a decision of their own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
+from snapshotd.core.slot import Answer, Deny, Encode, Free, Grant, Instruction, SlotMachine, Stage
+from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
+from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.transfer import Transfers
+from snapshotd.flow.vault import Vault
+from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.segment import Segment
+from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts
+from snapshotd.rpc.local import Link
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+log = logging.getLogger(__name__)
+
+STAGE_ATTEMPTS = 4
+STAGE_PAUSE_S = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class Filling:
+    """A buffer in the trainer's hands."""
+
+    segment: Segment
+    step: int
+
+
+class Smp:
+    """Owns a slot's machine, and does what it says."""
+
+    def __init__(
+        self,
+        machine: SlotMachine,
+        vault: Vault,
+        transfers: Transfers,
+        link: Link,
+        trainer_lock: Path,
+    ) -> None:
+        self.machine = machine
+        self.vault = vault
+        self._transfers = transfers
+        self._link = link
+        self._trainer_lock = trainer_lock
+        self._wake = asyncio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._published: SlotFacts | None = None
+        self._failure: BaseException | None = None
+        self.desk: TrainerDesk | None = None
+        self.filling: Filling | None = None
+        self.address = ""
+
+    def follow(self, orders: Orders) -> None:
+        """The supervisor states what there is to know."""
+        self.machine.orders = orders
+        trainer = self.machine.trainer
+        if trainer is not None and trainer.waiting:
+            self.check_trainer()
+        self.wake()
+
+    def wake(self) -> None:
+        """Something happened: draw conclusions soon."""
+        self._wake.set()
+
+    def check_trainer(self) -> None:
+        """Let go of a trainer whose process is gone: the kernel has released its lock."""
+        if self.machine.trainer is not None and not trainer_alive(self._trainer_lock):
+            log.info("the trainer of slot %d is gone", self.machine.home.slot)
+            self.forget_trainer()
+
+    def forget_trainer(self) -> None:
+        """Its sealed generations stay; the buffer it was writing goes back."""
+        self.machine.detach()
+        self.give_back_filling()
+        self.wake()
+
+    def give_back_filling(self) -> None:
+        if self.filling is not None:
+            self.vault.give_back(self.filling.segment)
+            self.filling = None
+
+    async def run(self) -> None:
+        """Carry out instructions until a task fails in a way nobody foresaw."""
+        while True:
+            self._wake.clear()
+            if self._failure is not None:
+                raise self._failure
+            instructions = self.machine.instructions(time.monotonic())
+            for instruction in instructions:
+                self._carry_out(instruction)
+            if any(isinstance(i, Free) for i in instructions):
+                await self.vault.tidy()
+            self._publish()
+            if self.desk is not None:
+                await self.desk.report()
+            await self._sleep()
+
+    async def _sleep(self) -> None:
+        wake_s = self.machine.next_wake_s()
+        timeout_s = None if wake_s is None else max(0.0, wake_s - time.monotonic())
+        try:
+            await asyncio.wait_for(self._wake.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _publish(self) -> None:
+        facts = self.machine.facts(self.address, self.vault.counters())
+        if facts != self._published:
+            self._published = facts
+            self._link.publish(facts)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Stage(decision):
+                self.start(self._stage(decision))
+            case Encode():
+                self.start(self._encode(instruction))
+            case Free(holding, reason):
+                log.debug("freed %s of %s: %s", holding.version, holding.job, reason)
+                self.vault.free(holding)
+            case Grant():
+                self.start(self._grant(instruction))
+            case Answer() | Deny() if self.desk is not None:
+                self.start(self.desk.deliver(instruction))
+            case _:
+                log.warning("nobody is there to hear %s", instruction)
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task; an error it does not expect ends `run`, and with it the process."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and self._failure is None:
+            self._failure = task.exception()
+        self.wake()
+
+    async def stop(self) -> None:
+        """End all tasks."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    # -- tasks
+
+    async def _grant(self, grant: Grant) -> None:
+        try:
+            segment = await self.vault.begin_data(
+                grant.job, grant.shard, grant.version, grant.image_bytes
+            )
+        except NoRoom as error:
+            log.warning("no room for step %d: %s", grant.version.step, error)
+            self.machine.passed(grant.version.step)
+            if self.desk is not None:
+                await self.desk.deliver(Deny(grant.version.step, str(error)))
+            return
+        if self.machine.filling != grant.version or self.desk is None:
+            self.vault.give_back(segment)  # the trainer went away meanwhile
+            return
+        self.filling = Filling(segment, grant.version.step)
+        await self.desk.granted(segment)
+
+    async def seal(self, image_bytes: int, manifest_bytes: int) -> None:
+        """The trainer has written its buffer."""
+        filling, trainer = self.filling, self.machine.trainer
+        assert filling is not None
+        assert trainer is not None
+        self.filling = None
+        try:
+            holding = await self.vault.seal_data(
+                filling.segment, trainer.world, image_bytes, manifest_bytes
+            )
+        except NoRoom as error:
+            log.error("step %d cannot be sealed: %s", filling.step, error)
+            self.vault.give_back(filling.segment)
+            self.machine.passed(filling.step)
+            return
+        self.vault.enter(filling.segment)
+        self.machine.sealed(holding)
+
+    async def _encode(self, task: Encode) -> None:
+        try:
+            await self._transfers.encode(task, self.machine.orders.peers)
+        except SnapshotdError as error:
+            log.info("stripe %d of %s is not coded yet: %s", task.stripe, task.version, error)
+            self.machine.encode_failed(task, time.monotonic())
+        else:
+            self.machine.encoded(task)
+
+    async def _stage(self, decision: Decision) -> None:
+        """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
+        trainer = self.machine.trainer
+        assert trainer is not None
+        assert decision.restore is not None
+        reason = ""
+        for attempt in range(STAGE_ATTEMPTS):
+            await asyncio.sleep(STAGE_PAUSE_S * attempt)
+            try:
+                await self._fetch(decision, trainer.shard)
+            except SnapshotdError as error:
+                log.warning("shard %d at %s: %s", trainer.shard, decision.restore, error)
+                reason = str(error)
+            else:
+                self.machine.staged(decision.id)
+                return
+        self.machine.stage_failed(decision.id, reason)
+
+    async def _fetch(self, decision: Decision, shard: int) -> None:
+        assert decision.restore is not None
+        orders, home = self.machine.orders, self.machine.home
+        here = {home: self.machine.facts(self.address, self.vault.counters())}
+        slots = {**orders.peers, **here}
+        match find_shard(slots, decision.job, shard, decision.restore, home):
+            case Local(holding):
+                await self._verify(holding)
+            case Copy() as plan:
+                await self._transfers.copy(plan, orders.peers)
+            case Decode() as plan:
+                await self._transfers.decode(plan, orders.peers)
+            case Missing(reason):
+                raise PeerError(f"shard {shard} cannot be had: {reason}")
+
+    async def _verify(self, holding: DataHolding) -> None:
+        segment = self.vault.segment(holding.job, holding.version, holding.shard)
+        try:
+            await asyncio.to_thread(segment.verify)
+        except DamagedBytes as error:
+            self.vault.quarantine(holding, str(error))
+            raise
+
+    def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
+        """The staged segment that answers a restore."""
+        assert decision.restore is not None
+        segment = self.vault.segment(decision.job, decision.restore, shard)
+        record = segment.record
+        assert isinstance(record, seg.SealRecord)
+        return segment, record

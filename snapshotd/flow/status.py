@@ -1,0 +1,170 @@
+"""What an operator is shown: the board's facts as a status message, and whether all is well."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from snapshotd import __version__
+from snapshotd.core.board import Board
+from snapshotd.core.protection import lacking
+from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
+from snapshotd.metadata import DataHolding, Home, JobFacts, SlotFacts, Version
+from snapshotd.rpc.convert import job_to, slot_to, version_to
+from snapshotd.wire.v1 import node_pb2 as pb
+
+
+@dataclass(slots=True)
+class Clock:
+    """When things were first seen here, for ages; seconds of the monotonic clock."""
+
+    seen_s: dict[tuple[str, int, Version], float] = field(default_factory=dict)
+    unprotected_since_s: float | None = None
+
+    def watch(self, board: Board, now_s: float) -> None:
+        """Note what is new on this node, forget what is gone."""
+        held = {(d.job, d.shard, d.version) for facts in board.facts.slots for d in facts.data}
+        self.seen_s = {key: self.seen_s.get(key, now_s) for key in held}
+        if all(not why for _, _, why in exposure(board, now_s)):
+            self.unprotected_since_s = None
+        elif self.unprotected_since_s is None:
+            self.unprotected_since_s = now_s
+
+
+def exposure(board: Board, now_s: float) -> list[tuple[SlotFacts, str, str]]:
+    """For each slot of this node that trains or holds state: its job, and why it is unprotected."""
+    found = []
+    for facts in board.facts.slots:
+        name = facts.trainer.job if facts.trainer else next((d.job for d in facts.data), None)
+        job = next((j for j in board.jobs() if j.job == name), None)
+        if name is None or job is None:
+            continue
+        found.append((facts, name, _why_unprotected(board, job, now_s)))
+    return found
+
+
+def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
+    if job.decision is None:
+        return "its groups are not known to this node yet"
+    if job.lineage < job.epoch:
+        waits = board.orders(now_s).waits.get(job.job, "the ranks are being restored")
+        return f"epoch {job.epoch} is not released: {waits}"
+    if job.committed is None:
+        return "no snapshot is committed yet"
+    slots = board.slots(now_s)
+    missing = [
+        f"{home} {why}"
+        for group in job.decision.groups
+        for home, why in lacking(group, job.job, job.committed, slots)
+    ]
+    return "; ".join(missing)
+
+
+def node_status(board: Board, clock: Clock, now_s: float) -> pb.NodeStatus:
+    """Members, shards, jobs and slots as this node knows them."""
+    facts = board.facts
+    return pb.NodeStatus(
+        cluster_id=facts.cluster_id,
+        node=facts.node,
+        boot=facts.boot,
+        version=__version__,
+        coordinator=board.coordinator(now_s),
+        members=_members(board, now_s),
+        shards=_shards(board, clock, now_s),
+        jobs=[job_to(j) for j in board.jobs()],
+        slots=[slot_to(s) for s in facts.slots],
+    )
+
+
+def _members(board: Board, now_s: float) -> list[pb.MemberStatus]:
+    who = board.membership
+    found = [pb.MemberStatus(node=who.node, address=who.address, state="live")]
+    for node, address in who.addresses().items():
+        state, silent_s, reason = who.liveness(node, now_s)
+        found.append(
+            pb.MemberStatus(
+                node=node,
+                address=address,
+                state=state.value,
+                silent_s=min(silent_s, 1e9),
+                reason=reason,
+            )
+        )
+    return found
+
+
+def _shards(board: Board, clock: Clock, now_s: float) -> list[pb.ShardStatus]:
+    unprotected = {facts.slot: why for facts, _, why in exposure(board, now_s)}
+    jobs = {j.job: j for j in board.jobs()}
+    found = []
+    for facts in board.facts.slots:
+        for name, shard in sorted({(d.job, d.shard) for d in facts.data}):
+            held = [d for d in facts.data if (d.job, d.shard) == (name, shard)]
+            why = unprotected.get(facts.slot, "")
+            found.append(
+                pb.ShardStatus(
+                    job=name,
+                    shard=shard,
+                    home=pb.Home(node=board.facts.node, slot=facts.slot),
+                    generations=[_generation(d, jobs.get(name), clock, now_s) for d in held],
+                    is_protected=not why,
+                    why_not=why,
+                    waits_for=_waits_for(board, jobs.get(name), held, now_s),
+                )
+            )
+    return found
+
+
+def _generation(
+    held: DataHolding, job: JobFacts | None, clock: Clock, now_s: float
+) -> pb.GenerationStatus:
+    state = "sealed"
+    if job is not None and job.committed == held.version:
+        state = "committed" if job.committed_in == job.lineage else "restored"
+    born_s = clock.seen_s.get((held.job, held.shard, held.version), now_s)
+    return pb.GenerationStatus(
+        version=version_to(held.version),
+        state=state,
+        age_s=now_s - born_s,
+        bytes=held.image_bytes,
+    )
+
+
+def _waits_for(
+    board: Board, job: JobFacts | None, held: list[DataHolding], now_s: float
+) -> list[str]:
+    """Who keeps the newest generation from being committed."""
+    if job is None or job.decision is None or not held:
+        return []
+    newest = max(d.version for d in held)
+    slots = board.slots(now_s)
+    missing: list[tuple[Home, str]] = []
+    for group in job.decision.groups:
+        missing += lacking(group, job.job, newest, slots)
+    return [f"{home} {why}" for home, why in missing]
+
+
+def plan_reply(board: Board, job: str, now_s: float) -> pb.PlanReply:
+    """What a restore would do now, shard by shard."""
+    version, origins, reason = board.plan(job, now_s)
+    return pb.PlanReply(
+        job=job,
+        restorable=version is not None,
+        version=version_to(version) if version else None,
+        reason=reason,
+        shards=[_shard_plan(i, origin) for i, origin in enumerate(origins)],
+    )
+
+
+def _shard_plan(shard: int, origin: Origin) -> pb.ShardPlan:
+    match origin:
+        case Local(held):
+            return pb.ShardPlan(shard=shard, source="local", detail=f"{held.image_bytes} bytes")
+        case Copy(home, held):
+            detail = f"{held.image_bytes} bytes at {home}"
+            return pb.ShardPlan(shard=shard, source="copy", detail=detail)
+        case Decode():
+            homes = sorted({str(i.home) for b in origin.blocks for i in b.inputs if i.home})
+            detail = f"{origin.image_bytes} bytes from {', '.join(homes)}"
+            return pb.ShardPlan(shard=shard, source="decode", detail=detail)
+        case Missing(reason):
+            return pb.ShardPlan(shard=shard, source="missing", detail=reason)

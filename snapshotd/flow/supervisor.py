@@ -1,0 +1,179 @@
+"""The supervisor of a node: exchanges facts with peers, states orders to SMPs, keeps records.
+
+The board decides; this shell delivers. Each peer has one loop with at most one exchange under
+way, so a slow peer delays nobody, and news that piles up is sent as one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from snapshotd.core.board import Board
+from snapshotd.core.membership import Refusal
+from snapshotd.errors import ConfigError, PeerError
+from snapshotd.flow.records import Records
+from snapshotd.metadata import DataHolding, NodeFacts, ParityHolding, SlotFacts
+from snapshotd.rpc.channels import Channels
+from snapshotd.rpc.convert import node_to, orders_to
+from snapshotd.rpc.local import Mailbox
+from snapshotd.rpc.node import RefusedByPeer, exchange
+from snapshotd.telemetry.logs import ChangeLog
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How often facts go out, and how long an answer may take."""
+
+    heartbeat_s: float
+    rpc_s: float
+
+
+class Supervisor:
+    """Holds the board of a node, and tells its conclusions to whom they concern."""
+
+    def __init__(self, board: Board, channels: Channels, records: Records, pace: Pace) -> None:
+        self.board = board
+        self._channels = channels
+        self._records = records
+        self._pace = pace
+        self._outboxes: dict[int, Mailbox] = {}
+        self._loops: dict[str, asyncio.Task[None]] = {}
+        self._news: dict[str, asyncio.Event] = {}
+        self._linked: dict[int, asyncio.Event] = {}
+        self._log = ChangeLog(log)
+        self._spread_sequence = 0
+        self.on_change: Callable[[], None] = lambda: None
+
+    # -- events
+
+    def hear(self, facts: NodeFacts) -> Refusal | None:
+        """A peer states its facts."""
+        refusal = self.board.hear(facts, time.monotonic())
+        if refusal is not None:
+            self._log.note(facts.address, refusal.reason, logging.WARNING)
+        self._spread()
+        return refusal
+
+    def linked(self, slot: int, outbox: Mailbox) -> None:
+        """An SMP has adopted its segments and is ready."""
+        self._outboxes[slot] = outbox
+        self._linked.setdefault(slot, asyncio.Event()).set()
+
+    def slot_changed(self, facts: SlotFacts) -> None:
+        """An SMP states its facts."""
+        self.board.slot_changed(facts, time.monotonic())
+        self._spread()
+
+    def unlinked(self, slot: int, outbox: Mailbox) -> None:
+        """An SMP is gone."""
+        if self._outboxes.get(slot) is not outbox:
+            return
+        del self._outboxes[slot]
+        self._linked.setdefault(slot, asyncio.Event()).clear()
+        self.board.slot_gone(slot, time.monotonic())
+        self._spread()
+
+    async def slot_ready(self, slot: int, timeout_s: float) -> bool:
+        """Wait until the SMP of a slot has linked."""
+        event = self._linked.setdefault(slot, asyncio.Event())
+        try:
+            await asyncio.wait_for(event.wait(), timeout_s)
+        except TimeoutError:
+            return False
+        return True
+
+    def drop(self, job: str) -> int:
+        """Give a job up on all nodes; returns the bytes of its segments on this one."""
+        holdings: list[DataHolding | ParityHolding] = []
+        for facts in self.board.facts.slots:
+            holdings += [*facts.data, *facts.parity]
+        freed = sum(held.image_bytes for held in holdings if held.job == job)
+        self.board.drop(job, time.monotonic())
+        self._spread()
+        return freed
+
+    def facts(self) -> NodeFacts:
+        return self.board.facts
+
+    def tick(self, now_s: float) -> None:
+        """Time has passed: silence, too, is news."""
+        before = self.board.facts, self.board.orders(now_s)
+        self.board.conclude(now_s)
+        if before != (self.board.facts, self.board.orders(now_s)):
+            self._spread()
+
+    # -- spreading
+
+    def _spread(self) -> None:
+        """State orders to the SMPs, news to the peers, and what must last to the disk."""
+        orders = orders_to(self.board.orders(time.monotonic()))
+        for outbox in self._outboxes.values():
+            outbox.put(orders)
+        self._records.keep(self.board.jobs())
+        self._follow_membership()
+        if self.board.facts.sequence != self._spread_sequence:
+            self._spread_sequence = self.board.facts.sequence
+            for event in self._news.values():
+                event.set()
+        self.on_change()
+
+    def _follow_membership(self) -> None:
+        for node in self.board.membership.addresses():
+            if node not in self._loops:
+                self._news[node] = asyncio.Event()
+                self._loops[node] = asyncio.get_running_loop().create_task(self._talk_to(node))
+
+    async def _talk_to(self, node: str) -> None:
+        """Exchange facts with one peer: at each change, and at each heartbeat."""
+        news = self._news[node]
+        while True:
+            news.clear()
+            facts = self.board.facts
+            address = self.board.membership.addresses()[node]
+            reached = await self._exchange(node, address, facts)
+            if not reached:
+                await asyncio.sleep(self._pace.heartbeat_s / 2)
+            elif self.board.facts.sequence == facts.sequence:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), self._pace.heartbeat_s)
+
+    async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
+        try:
+            reply = await exchange(self._channels, address, node_to(facts), self._pace.rpc_s)
+        except RefusedByPeer as error:
+            self._log.note(address, str(error), logging.WARNING)
+            self.board.membership.note_refusal(address, str(error))
+            if error.fatal:
+                raise ConfigError(str(error)) from error
+            return False
+        except PeerError as error:
+            self._log.note(node, f"not to be reached: {error}", logging.WARNING)
+            return False
+        self._log.note(node, "")
+        self.hear(reply)
+        return True
+
+    # -- life
+
+    def start(self) -> None:
+        """Begin to talk to the seeds."""
+        self.board.conclude(time.monotonic())
+        self._spread()
+
+    @property
+    def loops(self) -> Mapping[str, asyncio.Task[None]]:
+        """The running conversations, by node: one that ends says why this node must not run."""
+        return self._loops
+
+    async def stop(self) -> None:
+        for task in self._loops.values():
+            task.cancel()
+        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        await self._channels.close()

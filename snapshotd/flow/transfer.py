@@ -1,0 +1,287 @@
+"""Moving blocks: encode a stripe, copy a shard, decode a lost one. Executes core's plans.
+
+Blocks of a stripe are read in step, one chunk of TRANSFER_BYTES of each at a time, so a task
+holds at most n chunks whatever the size of the state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+
+from snapshotd.coding.codec import Codec
+from snapshotd.coding.digest import chunk_digests
+from snapshotd.core.recovery import BlockInput, BlockPlan, Copy, Decode
+from snapshotd.core.slot import Encode
+from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
+from snapshotd.errors import DamagedBytes, PeerError
+from snapshotd.flow.vault import Vault
+from snapshotd.memory.segment import Segment
+from snapshotd.metadata import DataHolding, Home, ParityPlace, SlotFacts, Version
+from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
+from snapshotd.rpc.block_service import What
+from snapshotd.rpc.convert import place_to
+from snapshotd.wire.protocol import TRANSFER_BYTES
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+Peers = Mapping[Home, SlotFacts]
+
+
+class _Lane:
+    """One block of a stripe, read chunk by chunk and padded with zeros to any length."""
+
+    def __init__(self, reader: BlockReader | None, length: int) -> None:
+        self.reader = reader
+        self._left = length
+
+    async def take(self, count: int) -> memoryview:
+        """The next `count` bytes; the padding is made here, never stored and never sent."""
+        if self.reader is None or self._left <= 0:
+            return memoryview(bytes(count))
+        chunk = await self.reader.chunk()
+        self._left -= len(chunk)
+        if len(chunk) >= count:
+            return chunk[:count]
+        return memoryview(bytes(chunk) + bytes(count - len(chunk)))
+
+
+class Transfers:
+    """Carries out encodes, copies and decodes for one slot."""
+
+    def __init__(self, home: Home, vault: Vault, client: BlocksClient, codec: Codec) -> None:
+        self._home = home
+        self._vault = vault
+        self._client = client
+        self._codec = codec
+
+    # -- protect
+
+    async def encode(self, task: Encode, peers: Peers) -> None:
+        """Gather k blocks, compute the wanted parity rows, keep row 0 and hand on the others.
+
+        Raises:
+            PeerError: a source or a holder failed. DamagedBytes, NoRoom: as they say.
+        """
+        group, version = task.group, task.version
+        layout = stripe(group.size, group.parity, task.stripe)
+        places = {r: ParityPlace(group.shards, group.parity, task.stripe, r) for r in task.rows}
+        shard_bytes = [m.image_bytes for m in task.members]
+        length = parity_bytes(places[task.rows[0]], shard_bytes)
+        lanes: list[_Lane] = []
+        writers: dict[int, BlockWriter] = {}
+        own: Segment | None = None
+        with ExitStack() as cleanup:
+            for source in layout.sources:
+                held = task.members[source.position]
+                extent = block_extent(held.image_bytes, group.data, source.block)
+                lanes.append(self._lane(peers, group.members[source.position].home, held, extent))
+                cleanup.callback(_cancel, lanes[-1].reader)
+            for row, place in places.items():
+                holder = group.members[layout.holders[row]].home
+                if holder == self._home:
+                    own = await self._vault.begin_parity(task.job, version, place, shard_bytes)
+                    cleanup.callback(self._vault.give_back, own)
+                    continue
+                writers[row] = self._client.store(
+                    _address(peers, holder),
+                    job=task.job,
+                    epoch=task.epoch,
+                    version=version,
+                    place=place,
+                    image_bytes=length,
+                    shard_bytes=shard_bytes,
+                )
+                cleanup.callback(writers[row].cancel)
+            digests = await self._code(task, lanes, own, writers, length)
+            records = await self._records(task, peers, lanes, [s.position for s in layout.sources])
+            if own is not None:
+                await self._vault.seal_parity(own, records, length)
+            await asyncio.gather(
+                *(
+                    writer.finish(
+                        seg.ParityRecord(
+                            place=place_to(places[row]),
+                            group=records,
+                            image_bytes=length,
+                            grain_digests=digests[row],
+                        )
+                    )
+                    for row, writer in writers.items()
+                )
+            )
+
+    async def _code(
+        self,
+        task: Encode,
+        lanes: Sequence[_Lane],
+        own: Segment | None,
+        writers: Mapping[int, BlockWriter],
+        length: int,
+    ) -> dict[int, bytes]:
+        """Run the stripe through the code; returns the digests of each row."""
+        image = own.image(length) if own is not None else None
+        digests: dict[int, list[bytes]] = {row: [] for row in task.rows}
+        for at in range(0, length, TRANSFER_BYTES):
+            count = min(TRANSFER_BYTES, length - at)
+            blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
+            coded = await asyncio.to_thread(
+                self._codec.encode, task.group.data, task.group.parity, blocks, task.rows
+            )
+            for row, block in zip(task.rows, coded, strict=True):
+                digests[row].append(chunk_digests(memoryview(block), length))
+                if row in writers:
+                    await writers[row].send(block)
+                elif image is not None:
+                    image[at : at + count] = block
+        if image is not None:
+            image.release()
+        return {row: b"".join(parts) for row, parts in digests.items()}
+
+    async def _records(
+        self, task: Encode, peers: Peers, lanes: Sequence[_Lane], positions: Sequence[int]
+    ) -> list[seg.SealRecord]:
+        """What every member of the group sealed, and that it is what the task was about."""
+        readers = {p: lane.reader for p, lane in zip(positions, lanes, strict=True)}
+        records = []
+        for position, held in enumerate(task.members):
+            home = task.group.members[position].home
+            reader = readers.get(position)
+            if reader is not None:
+                record = await reader.record()
+            elif home == self._home:
+                record = self._vault.segment(task.job, task.version, held.shard).record
+            else:
+                address = _address(peers, home)
+                record = await self._client.record(address, task.job, task.version, held.shard)
+            if (
+                not isinstance(record, seg.SealRecord)
+                or record.content_digest != held.content_digest
+            ):
+                raise DamagedBytes(f"{home} serves other bytes of shard {held.shard} than it says")
+            records.append(record)
+        return records
+
+    def _lane(self, peers: Peers, home: Home, held: DataHolding, extent: Extent) -> _Lane:
+        if extent.length == 0:
+            return _Lane(None, 0)
+        address = _address(peers, home)
+        reader = self._client.read(
+            address, held.job, held.version, held.shard, extent.offset, extent.length
+        )
+        return _Lane(reader, extent.length)
+
+    # -- restore
+
+    async def copy(self, plan: Copy, peers: Peers) -> DataHolding:
+        """Bring a whole shard over from another slot, verified chunk by chunk."""
+        held = plan.holding
+        address = _address(peers, plan.home)
+        reader = self._client.read(address, held.job, held.version, held.shard, 0, held.image_bytes)
+        try:
+            record = await reader.record()
+            if not isinstance(record, seg.SealRecord):
+                raise PeerError(f"{address} sent a parity block for shard {held.shard}")
+            segment = await self._vault.begin_data(
+                held.job, held.shard, held.version, held.image_bytes
+            )
+            with ExitStack() as cleanup:
+                cleanup.callback(self._vault.give_back, segment)
+                image = segment.image(held.image_bytes)
+                at = 0
+                while at < held.image_bytes:
+                    chunk = await reader.chunk()
+                    image[at : at + len(chunk)] = chunk
+                    at += len(chunk)
+                image.release()
+                holding = await self._sealed_as(segment, record)
+        finally:
+            reader.cancel()
+        self._vault.copied_bytes += record.image_bytes
+        return holding
+
+    async def decode(self, plan: Decode, peers: Peers) -> DataHolding:
+        """Rebuild a lost shard block by block; the result must be what its trainer sealed."""
+        record = await self._record_of(plan, peers)
+        segment = await self._vault.begin_data(plan.job, plan.shard, plan.version, plan.image_bytes)
+        with ExitStack() as cleanup:
+            cleanup.callback(self._vault.give_back, segment)
+            image = segment.image(plan.image_bytes)
+            for block in plan.blocks:
+                await self._decode_block(plan, block, peers, image)
+            image.release()
+            holding = await self._sealed_as(segment, record)
+        self._vault.decoded_bytes += plan.image_bytes
+        return holding
+
+    async def _record_of(self, plan: Decode, peers: Peers) -> seg.SealRecord:
+        """The lost shard's own record, kept beside every parity block of its group."""
+        if plan.record_at == self._home:
+            parity = self._vault.segment(plan.job, plan.version, plan.record_place).record
+        else:
+            address = _address(peers, plan.record_at)
+            parity = await self._client.record(address, plan.job, plan.version, plan.record_place)
+        if isinstance(parity, seg.ParityRecord):
+            for record in parity.group:
+                if record.shard == plan.shard and record.content_digest == plan.content_digest:
+                    return record
+        raise DamagedBytes(f"{plan.record_at} has no record of shard {plan.shard}")
+
+    async def _decode_block(
+        self, plan: Decode, block: BlockPlan, peers: Peers, image: memoryview
+    ) -> None:
+        length = block.extent.length
+        with ExitStack() as cleanup:
+            lanes = {}
+            for wanted in block.inputs:
+                lane = self._input(plan.job, plan.version, wanted, length, peers)
+                lanes[wanted.index] = lane
+                cleanup.callback(_cancel, lane.reader)
+            for at in range(0, length, TRANSFER_BYTES):
+                count = min(TRANSFER_BYTES, length - at)
+                chunks = await asyncio.gather(*(lane.take(count) for lane in lanes.values()))
+                have = dict(zip(lanes, chunks, strict=True))
+                (data,) = await asyncio.to_thread(
+                    self._codec.decode, plan.data, plan.parity, have, [block.index]
+                )
+                start = block.extent.offset + at
+                image[start : start + count] = data
+
+    def _input(
+        self, job: str, version: Version, wanted: BlockInput, length: int, peers: Peers
+    ) -> _Lane:
+        """A lane over as much of an input as the lost block is long, in whole chunks."""
+        chunks = -(-length // TRANSFER_BYTES)
+        count = min(wanted.extent.length, chunks * TRANSFER_BYTES)
+        if wanted.home is None or count == 0:
+            return _Lane(None, 0)
+        what: What | None = wanted.place if wanted.place is not None else wanted.shard
+        assert what is not None, "an input is a shard's block or a parity block"
+        address = _address(peers, wanted.home)
+        reader = self._client.read(address, job, version, what, wanted.extent.offset, count)
+        return _Lane(reader, count)
+
+    async def _sealed_as(self, segment: Segment, record: seg.SealRecord) -> DataHolding:
+        """Seal, and let it count only if it is byte for byte what the record names."""
+        holding = await self._vault.seal_data(
+            segment, record.world, record.image_bytes, record.manifest_bytes
+        )
+        if holding.content_digest != record.content_digest:
+            raise DamagedBytes(
+                f"shard {record.shard} came out with digest {holding.content_digest.hex()}, "
+                f"its trainer sealed {record.content_digest.hex()}"
+            )
+        self._vault.enter(segment)
+        return holding
+
+
+def _address(peers: Peers, home: Home) -> str:
+    facts = peers.get(home)
+    if facts is None or not facts.address:
+        raise PeerError(f"{home} is not live")
+    return facts.address
+
+
+def _cancel(reader: BlockReader | None) -> None:
+    if reader is not None:
+        reader.cancel()

@@ -1,0 +1,307 @@
+"""The sealed segments of one slot: what they hold, who reads them, and when one may go.
+
+The vault keeps the slot machine's holdings and the files in step. A holding that is freed while
+a peer reads it leaves the books at once and the memory when the last reader is done.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from snapshotd.core.protection import parity_homes
+from snapshotd.core.slot import SlotMachine
+from snapshotd.core.stripes import parity_bytes
+from snapshotd.errors import DamagedBytes, RequestError
+from snapshotd.memory.arena import Arena
+from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
+from snapshotd.memory.segment import Segment
+from snapshotd.memory.states import Kind
+from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
+from snapshotd.rpc.block_service import Record, What
+from snapshotd.rpc.convert import malformed, place_from, version_from
+from snapshotd.wire.protocol import ErrorCode
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+log = logging.getLogger(__name__)
+
+Key = tuple[str, Version, What]
+
+
+class Vault:
+    """Segments of one slot by what they hold."""
+
+    def __init__(self, arena: Arena, machine: SlotMachine, cluster_id: str, keep_free: int) -> None:
+        self._arena = arena
+        self._machine = machine
+        self._cluster_id = cluster_id
+        self._keep_free = keep_free
+        self._claiming = asyncio.Lock()  # the arena gives a segment again until it is begun
+        self._sealed: dict[Key, Segment] = {}
+        self._doomed: list[Segment] = []
+        self._arriving: set[Key] = set()
+        self._sent_bytes = 0
+        self._received_bytes = 0
+        self.copied_bytes = 0
+        self.decoded_bytes = 0
+        self._quarantined = 0
+
+    # -- taking over
+
+    async def adopt(self) -> None:
+        """Take over what an earlier daemon sealed: verified first, quarantined otherwise."""
+        self._quarantined += len(self._arena.open())
+        for segment in self._arena.candidates():
+            try:
+                await asyncio.to_thread(segment.verify)
+                self.enter(segment)
+            except (DamagedBytes, RequestError) as error:
+                self._quarantine(segment, str(error))
+
+    def enter(self, segment: Segment) -> None:
+        """From now on the sealed segment counts, and is served. Raises DamagedBytes."""
+        if segment.header.cluster_id != self._cluster_id:
+            raise DamagedBytes(
+                f"{segment.name} belongs to cluster {segment.header.cluster_id!r}, "
+                f"this daemon to {self._cluster_id!r}"
+            )
+        holding = describe(segment)
+        if self._key(holding) in self._sealed:
+            segment.free()  # the same bytes twice: a daemon died between storing and freeing
+            return
+        self._sealed[self._key(holding)] = segment
+        self._machine.keep(holding)
+
+    def _quarantine(self, segment: Segment, reason: str) -> None:
+        self._quarantined += 1
+        self._arena.quarantine(segment, reason)
+
+    # -- filling
+
+    async def begin_data(self, job: str, shard: int, version: Version, image_bytes: int) -> Segment:
+        """A buffer for a shard, in state WRITING. Raises NoRoom."""
+        record = seal_record_bytes(job, image_bytes)
+        segment = await asyncio.to_thread(self._arena.claim, Kind.DATA, image_bytes, record)
+        segment.begin_data(self._cluster_id, job, shard, version)
+        return segment
+
+    async def begin_parity(
+        self, job: str, version: Version, place: ParityPlace, shard_bytes: Sequence[int]
+    ) -> Segment:
+        """A buffer for a parity block, in state WRITING. Raises NoRoom."""
+        image_bytes = parity_bytes(place, shard_bytes)
+        record = parity_record_bytes(job, shard_bytes, image_bytes)
+        segment = await asyncio.to_thread(self._arena.claim, Kind.PARITY, image_bytes, record)
+        segment.begin_parity(self._cluster_id, job, version, place)
+        return segment
+
+    async def seal_data(
+        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+    ) -> DataHolding:
+        """Checksum and seal; it counts once it is entered."""
+        await asyncio.to_thread(segment.seal_data, world, image_bytes, manifest_bytes)
+        holding = describe(segment)
+        assert isinstance(holding, DataHolding)
+        return holding
+
+    async def seal_parity(
+        self, segment: Segment, group: list[seg.SealRecord], image_bytes: int
+    ) -> None:
+        """Checksum, seal, and enter the block into the books."""
+        await asyncio.to_thread(segment.seal_parity, group, image_bytes)
+        self.enter(segment)
+
+    def give_back(self, segment: Segment) -> None:
+        """A buffer that was begun: free it, unless it was sealed and entered."""
+        if segment not in self._sealed.values():
+            segment.free()
+
+    # -- letting go
+
+    def free(self, holding: DataHolding | ParityHolding) -> None:
+        """The bytes are not needed; their memory goes when the last reader is done."""
+        segment = self._sealed.pop(self._key(holding), None)
+        if segment is None:
+            return
+        if segment.pinned:
+            self._doomed.append(segment)
+        else:
+            segment.free()
+
+    async def tidy(self) -> None:
+        """Give memory back that the usual course of steps does not need."""
+        async with self._claiming:
+            self._arena.trim(self._keep_free)
+
+    def quarantine(self, holding: DataHolding | ParityHolding, reason: str) -> None:
+        """The bytes did not verify: they are never served again."""
+        segment = self._sealed.pop(self._key(holding), None)
+        self._machine.lose(holding)
+        if segment is not None:
+            self._quarantine(segment, reason)
+
+    # -- reading
+
+    def segment(self, job: str, version: Version, what: What) -> Segment:
+        """The sealed segment. Raises RequestError when it is not here."""
+        segment = self._sealed.get((job, version, what))
+        if segment is None:
+            name = f"shard {what}" if isinstance(what, int) else f"parity {what}"
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"{name} of job {job!r} at {version} is not held by {self._machine.home}",
+            )
+        return segment
+
+    @contextmanager
+    def reading(self, job: str, version: Version, what: What) -> Iterator[Segment]:
+        """The sealed segment, kept from being freed for the time of the context."""
+        segment = self.segment(job, version, what)
+        segment.pin()
+        try:
+            yield segment
+        finally:
+            segment.unpin()
+            if segment in self._doomed and not segment.pinned:
+                self._doomed.remove(segment)
+                segment.free()
+
+    # -- storing for others
+
+    async def storing(
+        self, opening: pb.StoreOpening, version: Version, place: ParityPlace
+    ) -> IncomingBlock | None:
+        """A buffer for a parity block that another node computed; None when it is here already."""
+        self._check_wanted(opening, place)
+        if len(opening.shard_bytes) != len(place.shards) or (
+            parity_bytes(place, opening.shard_bytes) != opening.image_bytes
+        ):
+            raise malformed(f"{opening.image_bytes} bytes are no parity of {place}")
+        key: Key = (opening.job, version, place)
+        if key in self._arriving:
+            raise RequestError(ErrorCode.BUSY, f"parity {place} is already being stored")
+        self._arriving.add(key)
+        try:
+            segment = await self.begin_parity(opening.job, version, place, opening.shard_bytes)
+        except BaseException:
+            self._arriving.discard(key)
+            raise
+        return IncomingBlock(self, segment, opening.image_bytes, key)
+
+    def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> None:
+        job = self._machine.orders.job(opening.job)
+        if job is None or job.decision is None or job.lineage != opening.epoch:
+            known = job.lineage if job else 0
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"parity of epoch {opening.epoch} came while job {opening.job!r} is at "
+                f"epoch {known} here",
+            )
+        wanted = ((p, h) for g in job.decision.groups for p, h in parity_homes(g))
+        if (place, self._machine.home) not in wanted:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER, f"{self._machine.home} is not to keep parity {place}"
+            )
+
+    def arrived(self, key: Key) -> None:
+        self._arriving.discard(key)
+
+    def replace_parity(self, key: Key) -> None:
+        """Make way for a block computed anew."""
+        old = self._sealed.get(key)
+        if old is not None:
+            holding = describe(old)
+            self._machine.lose(holding)
+            self.free(holding)
+
+    # -- counting
+
+    def sent(self, count_bytes: int) -> None:
+        self._sent_bytes += count_bytes
+
+    def received(self, count_bytes: int) -> None:
+        self._received_bytes += count_bytes
+
+    def counters(self) -> SlotCounters:
+        return SlotCounters(
+            bytes_sent=self._sent_bytes,
+            bytes_received=self._received_bytes,
+            bytes_copied=self.copied_bytes,
+            bytes_decoded=self.decoded_bytes,
+            quarantined=self._quarantined,
+            allocated_bytes=self._arena.allocated_bytes,
+        )
+
+    @property
+    def allocated_bytes(self) -> int:
+        return self._arena.allocated_bytes
+
+    @staticmethod
+    def _key(holding: DataHolding | ParityHolding) -> Key:
+        what: What = holding.shard if isinstance(holding, DataHolding) else holding.place
+        return (holding.job, holding.version, what)
+
+
+class IncomingBlock:
+    """A parity block on its way into a segment."""
+
+    def __init__(self, vault: Vault, segment: Segment, image_bytes: int, key: Key) -> None:
+        self._vault = vault
+        self._segment = segment
+        self._image_bytes = image_bytes
+        self._key = key
+
+    @property
+    def image(self) -> memoryview:
+        return self._segment.image(self._image_bytes)
+
+    async def finish(self, record: seg.ParityRecord) -> None:
+        """Seal what came, if it is what the coder computed."""
+        _check_record(record, self._key[2], self._image_bytes)
+        await asyncio.to_thread(self._segment.seal_parity, list(record.group), self._image_bytes)
+        sealed = self._segment.record
+        if sealed.grain_digests != record.grain_digests:
+            raise DamagedBytes("a parity block was damaged on its way: its digests differ")
+        self._vault.replace_parity(self._key)
+        self._vault.enter(self._segment)
+        self._vault.arrived(self._key)
+
+    def abandon(self) -> None:
+        self._vault.arrived(self._key)
+        self._vault.give_back(self._segment)
+
+
+def _check_record(record: seg.ParityRecord, place: What, image_bytes: int) -> None:
+    """A record must describe the very block it came with."""
+    assert isinstance(place, ParityPlace)
+    sizes = [r.image_bytes for r in record.group]
+    if len(sizes) != len(place.shards) or [r.shard for r in record.group] != list(place.shards):
+        raise DamagedBytes(f"the record of parity {place} describes other shards")
+    if parity_bytes(place, sizes) != image_bytes:
+        raise DamagedBytes(f"parity {place} has {image_bytes} bytes, its record says otherwise")
+
+
+def describe(segment: Segment) -> DataHolding | ParityHolding:
+    """The holding a sealed segment is. Raises DamagedBytes when its record contradicts itself."""
+    record: Record = segment.record
+    if isinstance(record, seg.SealRecord):
+        return DataHolding(
+            record.job,
+            record.shard,
+            version_from(record.version),
+            record.image_bytes,
+            record.content_digest,
+        )
+    place = place_from(record.place)
+    _check_record(record, place, record.image_bytes)
+    return ParityHolding(
+        segment.header.job,
+        version_from(segment.header.version),
+        place,
+        record.image_bytes,
+        tuple(r.content_digest for r in record.group),
+        tuple(r.image_bytes for r in record.group),
+    )

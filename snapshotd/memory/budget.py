@@ -1,0 +1,91 @@
+"""The byte budget of one node, kept by all its processes together.
+
+What is in use is read from the file system each time, so nothing can drift: a file that a killed
+process left counts until somebody removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final
+
+from snapshotd.errors import NoRoom
+from snapshotd.memory.allocation import explain
+
+_LOCK_NAME: Final = ".budget.lock"
+
+#: Finished and unfinished segments of every slot.
+_SEGMENT_FILES: Final = "slot-*/*.seg*"
+
+#: Unit of st_blocks, whatever the file system's own block is.
+_STAT_BLOCK_BYTES: Final = 512
+
+
+class Budget:
+    """At most `limit_bytes` of segments below `shm_dir`, over all slots."""
+
+    def __init__(self, shm_dir: Path, limit_bytes: int) -> None:
+        self._shm_dir = shm_dir
+        self._limit_bytes = limit_bytes
+
+    @property
+    def shm_dir(self) -> Path:
+        return self._shm_dir
+
+    @property
+    def limit_bytes(self) -> int:
+        return self._limit_bytes
+
+    def used_bytes(self) -> int:
+        """What all segment files of the node hold now."""
+        return sum(_allocated_bytes(path) for path in self._shm_dir.glob(_SEGMENT_FILES))
+
+    def left_bytes(self) -> int:
+        return max(0, self._limit_bytes - self.used_bytes())
+
+    @contextmanager
+    def reserve(self, count_bytes: int) -> Iterator[None]:
+        """Hold the right to allocate `count_bytes` for the length of the block.
+
+        Nobody else on the node allocates meanwhile, so allocate within it and do nothing slower.
+        Waits for other processes that are within theirs.
+
+        Raises:
+            NoRoom: the budget does not have that much left.
+            ConfigError: `shm_dir` is read-only or forbidden.
+        """
+        with self._lock():
+            used = self.used_bytes()
+            if used + count_bytes > self._limit_bytes:
+                raise NoRoom(
+                    f"{self._shm_dir}: needs {count_bytes} bytes, budget {self._limit_bytes}, "
+                    f"in use {used}",
+                    "raise memory_budget in the daemon's configuration, or free a job's memory "
+                    "with `snapshotd drop JOB`",
+                )
+            yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        path = self._shm_dir / _LOCK_NAME
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+        except OSError as error:
+            raise explain(error, path) from error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def _allocated_bytes(path: Path) -> int:
+    try:
+        return path.lstat().st_blocks * _STAT_BLOCK_BYTES
+    except FileNotFoundError:
+        # Another process freed it between the listing and the look.
+        return 0

@@ -1,0 +1,206 @@
+"""The serving side of blocks: any range of a sealed segment out, parity blocks in.
+
+A stream holds at most one chunk of TRANSFER_BYTES here; gRPC's flow control bounds what is under
+way beyond. What is being read is pinned until the reader is done or gone.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+import grpc
+import grpc.aio
+
+from snapshotd.errors import DamagedBytes, NoRoom, PeerError, RequestError, SnapshotdError
+from snapshotd.metadata import ParityPlace, Version
+from snapshotd.rpc.channels import OPTIONS
+from snapshotd.rpc.convert import malformed, place_from, version_from
+from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import node_pb2_grpc
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+log = logging.getLogger(__name__)
+
+Record = seg.SealRecord | seg.ParityRecord
+What = int | ParityPlace
+
+
+class Sealed(Protocol):
+    """A sealed segment, as the service needs it."""
+
+    @property
+    def record(self) -> Record: ...
+
+    def image(self, image_bytes: int) -> memoryview: ...
+
+
+class BlockStore(Protocol):
+    """What the block service serves from and stores into."""
+
+    def reading(self, job: str, version: Version, what: What) -> AbstractContextManager[Sealed]:
+        """The sealed segment, kept from being freed for the time of the context.
+
+        Raises:
+            RequestError: it is not here.
+        """
+
+    async def storing(
+        self, opening: pb.StoreOpening, version: Version, place: ParityPlace
+    ) -> Incoming | None:
+        """A buffer for a parity block; None when that block is stored already.
+
+        Raises:
+            RequestError: this slot must not keep it. NoRoom: it cannot.
+        """
+
+    def sent(self, count_bytes: int) -> None: ...
+
+    def received(self, count_bytes: int) -> None: ...
+
+
+class Incoming(Protocol):
+    """A parity block on its way in."""
+
+    @property
+    def image(self) -> memoryview: ...
+
+    async def finish(self, record: seg.ParityRecord) -> None:
+        """Verify against the record, seal, publish. Raises DamagedBytes."""
+
+    def abandon(self) -> None: ...
+
+
+def check_caller(cluster_id: str, mine: str, protocol: int) -> None:
+    """Refuse a caller of another cluster or protocol."""
+    if protocol != PROTOCOL_VERSION:
+        raise malformed(f"a caller speaks protocol {protocol}, this node {PROTOCOL_VERSION}")
+    if cluster_id != mine:
+        raise malformed(f"a caller belongs to cluster {cluster_id!r}, this node to {mine!r}")
+
+
+class BlocksService(node_pb2_grpc.BlocksServicer):
+    """Serves blocks of one slot."""
+
+    def __init__(self, store: BlockStore, cluster_id: str) -> None:
+        self._store = store
+        self._cluster_id = cluster_id
+
+    async def Read(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.ReadRequest,
+        context: grpc.aio.ServicerContext[pb.ReadRequest, pb.ReadReply],
+    ) -> AsyncIterator[pb.ReadReply]:
+        try:
+            async for reply in self._read(request):
+                yield reply
+        except SnapshotdError as error:
+            await context.abort(*status_of(error))
+
+    async def _read(self, request: pb.ReadRequest) -> AsyncIterator[pb.ReadReply]:
+        check_caller(request.cluster_id, self._cluster_id, request.protocol)
+        version = version_from(request.version)
+        shard = request.WhichOneof("what") == "shard"
+        what: What = request.shard if shard else place_from(request.place)
+        with self._store.reading(request.job, version, what) as sealed:
+            record = sealed.record
+            _check_bounds(request, record.image_bytes)
+            if isinstance(record, seg.SealRecord):
+                yield pb.ReadReply(seal=record)
+            else:
+                yield pb.ReadReply(parity=record)
+            image = sealed.image(record.image_bytes)
+            end = request.offset + request.bytes
+            for at in range(request.offset, end, TRANSFER_BYTES):
+                chunk = bytes(image[at : min(at + TRANSFER_BYTES, end)])
+                yield pb.ReadReply(chunk=chunk)
+                self._store.sent(len(chunk))
+
+    async def Store(  # noqa: N802  # the name in the .proto
+        self,
+        requests: AsyncIterator[pb.StoreRequest],
+        context: grpc.aio.ServicerContext[pb.StoreRequest, pb.StoreReply],
+    ) -> pb.StoreReply:
+        try:
+            await self._receive(requests)
+        except SnapshotdError as error:
+            await context.abort(*status_of(error))
+        return pb.StoreReply()
+
+    async def _receive(self, requests: AsyncIterator[pb.StoreRequest]) -> None:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "opening":
+            raise malformed("a store stream did not begin with its opening")
+        opening = first.opening
+        check_caller(opening.cluster_id, self._cluster_id, opening.protocol)
+        incoming = await self._store.storing(
+            opening, version_from(opening.version), place_from(opening.place)
+        )
+        if incoming is None:
+            return
+        try:
+            record = await self._fill(incoming.image, requests)
+            await incoming.finish(record)
+        except BaseException:
+            incoming.abandon()
+            raise
+
+    async def _fill(
+        self, image: memoryview, requests: AsyncIterator[pb.StoreRequest]
+    ) -> seg.ParityRecord:
+        at = 0
+        async for request in requests:
+            if request.WhichOneof("part") == "record":
+                if at != len(image):
+                    raise malformed(f"a parity block ended after {at} of {len(image)} bytes")
+                return request.record
+            chunk = request.chunk
+            if request.WhichOneof("part") != "chunk" or at + len(chunk) > len(image):
+                raise malformed(f"unexpected part behind {at} of {len(image)} bytes of parity")
+            image[at : at + len(chunk)] = chunk
+            at += len(chunk)
+            self._store.received(len(chunk))
+        raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
+
+
+def _check_bounds(request: pb.ReadRequest, image_bytes: int) -> None:
+    if request.offset + request.bytes > image_bytes:
+        raise malformed(
+            f"bytes {request.offset} to {request.offset + request.bytes} were asked of an image "
+            f"of {image_bytes}"
+        )
+    if request.offset % grain_bytes(image_bytes):
+        raise malformed(f"offset {request.offset} is not a multiple of the grain")
+
+
+def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
+    """The gRPC status of an error of ours."""
+    code = grpc.StatusCode.UNAVAILABLE
+    if isinstance(error, RequestError):
+        code = grpc.StatusCode.FAILED_PRECONDITION
+    elif isinstance(error, NoRoom):
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    elif isinstance(error, DamagedBytes):
+        code = grpc.StatusCode.DATA_LOSS
+    log.warning("refused a peer: %s", error)
+    return code, str(error)
+
+
+class BlocksServer:
+    """The gRPC server of one slot, on a port the system chooses."""
+
+    def __init__(self, store: BlockStore, cluster_id: str) -> None:
+        self._server = grpc.aio.server(options=OPTIONS)
+        node_pb2_grpc.add_BlocksServicer_to_server(BlocksService(store, cluster_id), self._server)
+
+    async def start(self, host: str) -> int:
+        """Serve; returns the port."""
+        port = self._server.add_insecure_port(f"{host}:0")
+        await self._server.start()
+        return port
+
+    async def stop(self) -> None:
+        await self._server.stop(0)

@@ -1,0 +1,57 @@
+"""gRPC channels and servers: their options, and how a failed call becomes a PeerError."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+import grpc.aio
+
+from snapshotd.errors import PeerError
+from snapshotd.wire.protocol import MAX_CONTROL_BYTES
+
+#: One process serves many ports in tests; a port must be ours alone, and a peer that was away
+#: must be found again within a second of its return.
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_CONTROL_BYTES),
+    ("grpc.max_send_message_length", MAX_CONTROL_BYTES),
+    ("grpc.so_reuseport", 0),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class Channels:
+    """One channel for each address, made when first asked for."""
+
+    def __init__(self) -> None:
+        self._open: dict[str, grpc.aio.Channel] = {}
+
+    def to(self, address: str) -> grpc.aio.Channel:
+        channel = self._open.get(address)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(address, options=OPTIONS)
+            self._open[address] = channel
+        return channel
+
+    async def keep_only(self, addresses: set[str]) -> None:
+        """Close channels to addresses that nobody has any more."""
+        for address in set(self._open) - addresses:
+            await self._open.pop(address).close()
+
+    async def close(self) -> None:
+        await self.keep_only(set())
+
+
+@contextmanager
+def peer_errors(address: str, what: str) -> Iterator[None]:
+    """Turn gRPC's errors into a PeerError that names the peer and what was asked of it."""
+    try:
+        yield
+    except grpc.aio.AioRpcError as error:
+        raise PeerError(
+            f"{what} at {address} failed: {error.code().name.lower()}: {error.details()}"
+        ) from error

@@ -1,0 +1,308 @@
+"""Messages to values and back; a message that cannot be a value is refused here.
+
+Everything behind this module may trust its values: versions are whole, places are consistent,
+digests have their length.
+"""
+
+from __future__ import annotations
+
+from snapshotd.errors import RequestError
+from snapshotd.metadata import (
+    Cadence,
+    DataHolding,
+    Decision,
+    DecisionId,
+    Group,
+    Home,
+    JobFacts,
+    Member,
+    NodeFacts,
+    Orders,
+    ParityHolding,
+    ParityPlace,
+    SlotCounters,
+    SlotFacts,
+    Tier,
+    TrainerFacts,
+    Version,
+)
+from snapshotd.wire.protocol import DIGEST_BYTES, ErrorCode
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+
+def malformed(what: str) -> RequestError:
+    """The error for a message whose parts contradict each other."""
+    return RequestError(
+        ErrorCode.MALFORMED, what, "Use the client or daemon of the same version on both sides"
+    )
+
+
+def version_to(v: Version) -> seg.Version:
+    return seg.Version(epoch=v.epoch, step=v.step)
+
+
+def version_from(m: seg.Version) -> Version:
+    return Version(m.epoch, m.step)
+
+
+def place_to(p: ParityPlace) -> seg.ParityPlace:
+    return seg.ParityPlace(shards=p.shards, parity=p.parity, stripe=p.stripe, row=p.row)
+
+
+def place_from(m: seg.ParityPlace) -> ParityPlace:
+    shards = tuple(m.shards)
+    if not (1 <= m.parity < len(shards) and m.row < m.parity and m.stripe < len(shards)):
+        raise malformed(
+            f"parity row {m.row} of {m.parity} in stripe {m.stripe} of {len(shards)} shards"
+        )
+    if len(set(shards)) != len(shards):
+        raise malformed(f"a group names a shard twice: {list(shards)}")
+    return ParityPlace(shards, m.parity, m.stripe, m.row)
+
+
+def group_to(g: Group) -> pb.Group:
+    members = [pb.Member(shard=m.shard, home=_home_to(m.home)) for m in g.members]
+    return pb.Group(members=members, parity=g.parity)
+
+
+def _home_to(h: Home) -> pb.Home:
+    return pb.Home(node=h.node, slot=h.slot)
+
+
+def _group_from(m: pb.Group) -> Group:
+    members = tuple(Member(x.shard, Home(x.home.node, x.home.slot)) for x in m.members)
+    if not members or m.parity >= len(members):
+        raise malformed(f"a group of {len(members)} with {m.parity} parity blocks")
+    if list(members) != sorted(set(members)):
+        raise malformed("a group's members are not in order, or not distinct")
+    return Group(members, m.parity)
+
+
+def decision_id_to(i: DecisionId) -> pb.DecisionId:
+    return pb.DecisionId(epoch=i.epoch, node=i.node)
+
+
+def decision_id_from(m: pb.DecisionId) -> DecisionId:
+    return DecisionId(m.epoch, m.node)
+
+
+def decision_to(d: Decision) -> pb.Decision:
+    message = pb.Decision(
+        id=decision_id_to(d.id),
+        job=d.job,
+        world=d.world,
+        groups=[group_to(g) for g in d.groups],
+        incarnations=[pb.Incarnation(shard=s, id=i) for s, i in enumerate(d.incarnations)],
+        tier=pb.Tier.Name(d.tier.value),
+        committed=version_to(d.committed) if d.committed else None,
+    )
+    if d.refusal:
+        message.refusal = d.refusal
+    elif d.restore is not None:
+        message.restore.CopyFrom(version_to(d.restore))
+    else:
+        message.fresh.SetInParent()
+    return message
+
+
+def decision_from(m: pb.Decision) -> Decision:
+    if [i.shard for i in m.incarnations] != list(range(m.world)) or m.world == 0:
+        raise malformed(f"a decision for {m.world} ranks names {len(m.incarnations)} trainers")
+    outcome = m.WhichOneof("outcome")
+    if outcome is None or m.tier not in {t.value for t in Tier}:
+        raise malformed("a decision without an outcome")
+    if outcome == "refusal" and not m.refusal:
+        raise malformed("a refusal without a reason")
+    return Decision(
+        id=decision_id_from(m.id),
+        job=m.job,
+        world=m.world,
+        groups=tuple(_group_from(g) for g in m.groups),
+        incarnations=tuple(i.id for i in m.incarnations),
+        restore=version_from(m.restore) if outcome == "restore" else None,
+        refusal=m.refusal,
+        tier=Tier(m.tier),
+        committed=version_from(m.committed) if m.HasField("committed") else None,
+    )
+
+
+def data_to(d: DataHolding) -> pb.DataHolding:
+    return pb.DataHolding(
+        job=d.job,
+        shard=d.shard,
+        version=version_to(d.version),
+        image_bytes=d.image_bytes,
+        content_digest=d.content_digest,
+    )
+
+
+def _data_from(m: pb.DataHolding) -> DataHolding:
+    _check_digest(m.content_digest)
+    return DataHolding(m.job, m.shard, version_from(m.version), m.image_bytes, m.content_digest)
+
+
+def _check_digest(digest: bytes) -> None:
+    if len(digest) != DIGEST_BYTES:
+        raise malformed(f"a digest of {len(digest)} bytes where {DIGEST_BYTES} were expected")
+
+
+def parity_to(p: ParityHolding) -> pb.ParityHolding:
+    return pb.ParityHolding(
+        job=p.job,
+        version=version_to(p.version),
+        place=place_to(p.place),
+        image_bytes=p.image_bytes,
+        content_digests=p.content_digests,
+        shard_bytes=p.shard_bytes,
+    )
+
+
+def _parity_from(m: pb.ParityHolding) -> ParityHolding:
+    place = place_from(m.place)
+    if not len(m.content_digests) == len(m.shard_bytes) == len(place.shards):
+        raise malformed("a parity block does not describe each shard of its group")
+    for digest in m.content_digests:
+        _check_digest(digest)
+    return ParityHolding(
+        m.job,
+        version_from(m.version),
+        place,
+        m.image_bytes,
+        tuple(m.content_digests),
+        tuple(m.shard_bytes),
+    )
+
+
+def trainer_to(t: TrainerFacts) -> pb.TrainerFacts:
+    return pb.TrainerFacts(
+        job=t.job,
+        run_id=t.run_id,
+        restart_count=t.restart_count,
+        incarnation=t.incarnation,
+        shard=t.shard,
+        world=t.world,
+        waiting=t.waiting,
+        allow_fresh=t.allow_fresh,
+        decision=decision_id_to(t.decision) if t.decision else None,
+        staged=t.staged,
+        failure=t.failure,
+        passed_step=t.passed_step,
+        skipped=t.skipped,
+        present=t.present,
+    )
+
+
+def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
+    return TrainerFacts(
+        job=m.job,
+        run_id=m.run_id,
+        restart_count=m.restart_count,
+        incarnation=m.incarnation,
+        shard=m.shard,
+        world=m.world,
+        waiting=m.waiting,
+        allow_fresh=m.allow_fresh,
+        decision=decision_id_from(m.decision) if m.HasField("decision") else None,
+        staged=m.staged,
+        failure=m.failure,
+        passed_step=m.passed_step,
+        skipped=m.skipped,
+        present=m.present,
+    )
+
+
+_COUNTERS = tuple(SlotCounters.__dataclass_fields__)
+
+
+def slot_to(s: SlotFacts) -> pb.SlotFacts:
+    return pb.SlotFacts(
+        slot=s.slot,
+        address=s.address,
+        trainer=trainer_to(s.trainer) if s.trainer else None,
+        data=[data_to(d) for d in s.data],
+        parity=[parity_to(p) for p in s.parity],
+        counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
+    )
+
+
+def slot_from(m: pb.SlotFacts) -> SlotFacts:
+    return SlotFacts(
+        slot=m.slot,
+        address=m.address,
+        trainer=_trainer_from(m.trainer) if m.HasField("trainer") else None,
+        data=tuple(_data_from(d) for d in m.data),
+        parity=tuple(_parity_from(p) for p in m.parity),
+        counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
+    )
+
+
+def job_to(j: JobFacts) -> pb.JobFacts:
+    return pb.JobFacts(
+        job=j.job,
+        world=j.world,
+        epoch=j.epoch,
+        lineage=j.lineage,
+        committed=version_to(j.committed) if j.committed else None,
+        committed_in=j.committed_in,
+        decision=decision_to(j.decision) if j.decision else None,
+        cadence=pb.Cadence(interval=j.cadence.interval, from_step=j.cadence.from_step),
+    )
+
+
+def job_from(m: pb.JobFacts) -> JobFacts:
+    if not m.job:
+        raise malformed("job facts without a job")
+    return JobFacts(
+        job=m.job,
+        world=m.world,
+        epoch=m.epoch,
+        lineage=m.lineage,
+        committed=version_from(m.committed) if m.HasField("committed") else None,
+        committed_in=m.committed_in,
+        decision=decision_from(m.decision) if m.HasField("decision") else None,
+        cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
+    )
+
+
+def node_to(n: NodeFacts) -> pb.NodeFacts:
+    return pb.NodeFacts(
+        protocol=n.protocol,
+        cluster_id=n.cluster_id,
+        node=n.node,
+        boot=n.boot,
+        sequence=n.sequence,
+        address=n.address,
+        members=[pb.PeerAddress(node=node, address=address) for node, address in n.members],
+        slots=[slot_to(s) for s in n.slots],
+        jobs=[job_to(j) for j in n.jobs],
+    )
+
+
+def node_from(m: pb.NodeFacts) -> NodeFacts:
+    if not (m.node and m.cluster_id and m.address and m.boot):
+        raise malformed("node facts without a node id, cluster id, boot or address")
+    return NodeFacts(
+        cluster_id=m.cluster_id,
+        node=m.node,
+        boot=m.boot,
+        sequence=m.sequence,
+        address=m.address,
+        members=tuple((p.node, p.address) for p in m.members),
+        slots=tuple(slot_from(s) for s in m.slots),
+        jobs=tuple(job_from(j) for j in m.jobs),
+        protocol=m.protocol,
+    )
+
+
+def orders_to(o: Orders) -> pb.Orders:
+    return pb.Orders(
+        jobs=[job_to(j) for j in o.jobs],
+        peers=[pb.PeerSlot(node=h.node, facts=slot_to(f)) for h, f in sorted(o.peers.items())],
+        waits=o.waits,
+    )
+
+
+def orders_from(m: pb.Orders) -> Orders:
+    peers = {Home(p.node, p.facts.slot): slot_from(p.facts) for p in m.peers}
+    return Orders(tuple(job_from(j) for j in m.jobs), peers, dict(m.waits))

@@ -1,0 +1,170 @@
+"""The node service: facts between supervisors, status and plan for operators, health for all."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from snapshotd.core.membership import Refusal
+from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdError
+from snapshotd.metadata import NodeFacts
+from snapshotd.rpc.block_service import status_of
+from snapshotd.rpc.channels import OPTIONS, Channels, peer_errors
+from snapshotd.rpc.convert import node_from, node_to
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import node_pb2_grpc
+
+log = logging.getLogger(__name__)
+
+NODE_SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
+
+#: Metadata key of a refusal that the caller must not try again.
+FATAL_KEY = "snapshotd-fatal"
+
+
+class Supervised(Protocol):
+    """What the node service asks of the supervisor."""
+
+    def hear(self, facts: NodeFacts) -> Refusal | None: ...
+
+    def facts(self) -> NodeFacts: ...
+
+    def status(self) -> pb.NodeStatus: ...
+
+    def plan(self, job: str) -> pb.PlanReply: ...
+
+    def drop(self, job: str) -> int: ...
+
+
+class NodeService(node_pb2_grpc.NodeServicer):
+    """Translates calls to the supervisor; refuses what cannot be understood."""
+
+    def __init__(self, supervisor: Supervised) -> None:
+        self._supervisor = supervisor
+
+    async def Exchange(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.NodeFacts,
+        context: grpc.aio.ServicerContext[pb.NodeFacts, pb.NodeFacts],
+    ) -> pb.NodeFacts:
+        try:
+            refusal = self._supervisor.hear(node_from(request))
+        except SnapshotdError as error:
+            await context.abort(*status_of(error))
+        if refusal is not None:
+            fatal = ((FATAL_KEY, "1"),) if refusal.fatal else ()
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.reason, fatal)
+        return node_to(self._supervisor.facts())
+
+    async def Status(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.StatusRequest,  # noqa: ARG002  # empty
+        context: grpc.aio.ServicerContext[pb.StatusRequest, pb.NodeStatus],  # noqa: ARG002
+    ) -> pb.NodeStatus:
+        return self._supervisor.status()
+
+    async def Inventory(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.InventoryRequest,  # noqa: ARG002  # empty
+        context: grpc.aio.ServicerContext[pb.InventoryRequest, pb.NodeFacts],  # noqa: ARG002
+    ) -> pb.NodeFacts:
+        return node_to(self._supervisor.facts())
+
+    async def Plan(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.PlanRequest,
+        context: grpc.aio.ServicerContext[pb.PlanRequest, pb.PlanReply],  # noqa: ARG002
+    ) -> pb.PlanReply:
+        return self._supervisor.plan(request.job)
+
+    async def Drop(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.DropRequest,
+        context: grpc.aio.ServicerContext[pb.DropRequest, pb.DropReply],
+    ) -> pb.DropReply:
+        try:
+            return pb.DropReply(freed_bytes=self._supervisor.drop(request.job))
+        except SnapshotdError as error:
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
+            raise
+
+
+class NodeServer:
+    """The gRPC server of a supervisor: node service, health, reflection."""
+
+    def __init__(self, supervisor: Supervised) -> None:
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._health = health.aio.HealthServicer()
+        node_pb2_grpc.add_NodeServicer_to_server(NodeService(supervisor), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        names = (NODE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, self._server)
+
+    async def start(self, listen: str) -> None:
+        """Bind and serve.
+
+        Raises:
+            ConfigError: the address cannot be bound.
+        """
+        await self.set_health(serving=False)
+        try:
+            self._server.add_insecure_port(listen)
+        except RuntimeError as error:
+            raise ConfigError(
+                f"cannot listen on {listen}: {error}",
+                "Set `listen` to an address of this node whose port is free",
+            ) from error
+        await self._server.start()
+
+    async def set_health(self, *, serving: bool) -> None:
+        """Answer health checks from now on with SERVING or NOT_SERVING."""
+        state = health_pb2.HealthCheckResponse.ServingStatus.Value(
+            "SERVING" if serving else "NOT_SERVING"
+        )
+        for name in ("", NODE_SERVICE):
+            await self._health.set(name, state)
+
+    async def stop(self, grace_s: float) -> None:
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace_s)
+
+
+class RefusedByPeer(PeerError):
+    """The peer does not take our facts; `fatal` when it never will."""
+
+    def __init__(self, what: str, *, fatal: bool) -> None:
+        super().__init__(what)
+        self.fatal = fatal
+
+
+async def exchange(
+    channels: Channels, address: str, facts: pb.NodeFacts, timeout_s: float
+) -> NodeFacts:
+    """Give a peer our facts and get its own.
+
+    Raises:
+        RefusedByPeer: it does not take them. PeerError: it cannot be reached.
+    """
+    stub = node_pb2_grpc.NodeStub(channels.to(address))
+    try:
+        with peer_errors(address, "exchanging facts"):
+            reply = await stub.Exchange(facts, timeout=timeout_s)
+    except PeerError as error:
+        cause = error.__cause__
+        if (
+            isinstance(cause, grpc.aio.AioRpcError)
+            and cause.code() == grpc.StatusCode.FAILED_PRECONDITION
+        ):
+            trailing = dict(cause.trailing_metadata() or ())
+            fatal = FATAL_KEY in trailing
+            raise RefusedByPeer(cause.details() or "refused", fatal=fatal) from error
+        raise
+    try:
+        return node_from(reply)
+    except RequestError as error:
+        raise PeerError(f"{address} sent facts that make no sense: {error.what}") from error

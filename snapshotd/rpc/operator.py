@@ -1,0 +1,49 @@
+"""Calls that an operator's command makes to a running daemon; plain and blocking."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import grpc
+
+from snapshotd.errors import PeerError
+from snapshotd.rpc.channels import OPTIONS
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import node_pb2_grpc
+
+
+def fetch_status(address: str, timeout_s: float) -> pb.NodeStatus:
+    """Status of the daemon at host:port. Raises PeerError."""
+    with _node(address) as stub:
+        reply: pb.NodeStatus = stub.Status(pb.StatusRequest(), timeout=timeout_s)
+        return reply
+
+
+def fetch_plan(address: str, job: str, timeout_s: float) -> pb.PlanReply:
+    """What a restore of `job` would do now. Raises PeerError."""
+    with _node(address) as stub:
+        reply: pb.PlanReply = stub.Plan(pb.PlanRequest(job=job), timeout=timeout_s)
+        return reply
+
+
+def drop(address: str, job: str, timeout_s: float) -> pb.DropReply:
+    """Forget a job and free its memory on all nodes. Raises PeerError."""
+    with _node(address) as stub:
+        reply: pb.DropReply = stub.Drop(pb.DropRequest(job=job), timeout=timeout_s)
+        return reply
+
+
+@contextmanager
+def _node(address: str) -> Iterator[node_pb2_grpc.NodeStub]:
+    with grpc.insecure_channel(address, options=OPTIONS) as channel:
+        try:
+            yield node_pb2_grpc.NodeStub(channel)
+        except grpc.RpcError as error:
+            code, details = error.code(), error.details()
+            if code == grpc.StatusCode.UNAVAILABLE:
+                raise PeerError(
+                    f"no daemon answers at {address} ({details})",
+                    "Start one with `snapshotd serve`, or name another with --address",
+                ) from error
+            raise PeerError(f"{address}: {details}") from error

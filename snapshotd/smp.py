@@ -1,0 +1,166 @@
+"""The composition root of an SMP, and its program: `python -m snapshotd.smp SETTINGS`.
+
+Started by the supervisor, one a slot. It ends when its supervisor does; its segments stay.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from pathlib import Path
+from typing import Self
+
+import zmq.asyncio
+from pydantic import BaseModel, ConfigDict
+
+from snapshotd.coding.codec import ZfecCodec, known_answer_test
+from snapshotd.config import Config
+from snapshotd.config.model import LogFormat, LogLevel
+from snapshotd.core.slot import SlotMachine
+from snapshotd.errors import PeerError
+from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.front import slot_socket_path
+from snapshotd.flow.smp import Smp
+from snapshotd.flow.transfer import Transfers
+from snapshotd.flow.vault import Vault
+from snapshotd.memory.arena import Arena
+from snapshotd.memory.budget import Budget
+from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.preflight import check_room, measure_room, snapshot_need
+from snapshotd.metadata import Home
+from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.block_service import BlocksServer
+from snapshotd.rpc.channels import Channels
+from snapshotd.rpc.local import Link
+from snapshotd.rpc.trainers import TrainerSocket
+from snapshotd.telemetry.logs import configure
+from snapshotd.wire.protocol import trainer_lock_name
+
+log = logging.getLogger(__name__)
+
+
+class SmpSettings(BaseModel):
+    """What a supervisor tells an SMP on its command line."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cluster_id: str
+    node_id: str
+    slot: int
+    host: str
+    run_dir: Path
+    shm_dir: Path
+    budget_bytes: int
+    generations: int
+    group_size: int
+    parity: int
+    stall_s: float
+    log_level: LogLevel
+    log_format: LogFormat
+
+    @classmethod
+    def of(cls, config: Config, slot: int) -> Self:
+        return cls(
+            cluster_id=config.cluster_id,
+            node_id=config.node_id,
+            slot=slot,
+            host=config.listen.rpartition(":")[0],
+            run_dir=config.run_dir,
+            shm_dir=config.shm_dir,
+            budget_bytes=int(config.memory_budget),
+            generations=config.generations,
+            group_size=config.protection.group_size,
+            parity=config.protection.parity,
+            stall_s=config.timeouts.rpc_s,
+            log_level=config.log_level,
+            log_format=config.log_format,
+        )
+
+    def to_json(self) -> str:
+        return self.model_dump_json()
+
+
+async def run(settings: SmpSettings) -> None:
+    """Adopt, link, serve; until SIGTERM, or until the supervisor is gone."""
+    codec = ZfecCodec()
+    known_answer_test(codec)
+    home = Home(settings.node_id, settings.slot)
+    budget = Budget(settings.shm_dir, settings.budget_bytes)
+    arena = Arena(settings.shm_dir / f"slot-{settings.slot}", budget)
+    machine = SlotMachine(home, settings.generations)
+    keep_free = settings.generations * max(1, settings.parity)
+    vault = Vault(arena, machine, settings.cluster_id, keep_free)
+    # Adopted before anything can ask: nothing unverified is ever served.
+    await vault.adopt()
+    channels = Channels()
+    client = BlocksClient(
+        channels, settings.cluster_id, settings.stall_s, vault.received, vault.sent
+    )
+    lock = settings.run_dir / trainer_lock_name(settings.slot)
+    link = Link(settings.run_dir / "links.sock")
+    smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock)
+    server = BlocksServer(vault, settings.cluster_id)
+    smp.address = f"{settings.host}:{await server.start(settings.host)}"
+    context = zmq.asyncio.Context()
+    socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
+
+    def preflight(image_bytes: int) -> None:
+        need = snapshot_need(
+            image_bytes,
+            settings.generations,
+            settings.group_size,
+            settings.parity,
+            allocated_bytes=vault.allocated_bytes,
+        )
+        check_room(need, measure_room(settings.shm_dir, budget))
+
+    smp.desk = TrainerDesk(smp, socket, settings.cluster_id, preflight, lambda: trainer_alive(lock))
+    socket.bind()
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
+    tasks = [
+        asyncio.create_task(work)
+        for work in (
+            link.run(smp.follow),
+            smp.run(),
+            socket.serve(smp.desk.handle),
+            socket.disconnections(smp.check_trainer),
+            _until(stop),
+        )
+    ]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        await smp.stop()
+        await server.stop()
+        await channels.close()
+        socket.close()
+        context.term()
+
+
+async def _until(stop: asyncio.Event) -> None:
+    await stop.wait()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of the SMP program."""
+    (text,) = sys.argv[1:] if argv is None else argv
+    settings = SmpSettings.model_validate_json(text)
+    configure(settings.log_level, settings.log_format, settings.node_id)
+    try:
+        asyncio.run(run(settings))
+    except PeerError as error:
+        log.info("slot %d ends: %s", settings.slot, error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

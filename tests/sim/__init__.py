@@ -1,0 +1,1 @@
+"""The seeded simulator: whole clusters under a virtual clock."""
