@@ -209,7 +209,13 @@ class Cluster:
             node.records = ()
             self.oracle.restarted(node.name)
             self._count("records lost")
+            self._forget_what_nobody_knows()
         self.clock.after(self.clock.random.uniform(0.3, 2.0), lambda: self._reboot(node))
+
+    def _forget_what_nobody_knows(self) -> None:
+        """The last node that knew of the job is gone: for those left it begins now."""
+        if not any(n.records for n in self.nodes.values()):
+            self.oracle.forgotten()
 
     def _reboot(self, node: Node) -> None:
         if not node.lost and node.board is None:
@@ -225,6 +231,7 @@ class Cluster:
         self.oracle.restarted(node.name)
         for slot in node.slots:
             self.oracle.memory_lost(slot.home)
+        self._forget_what_nobody_knows()
         self.clock.after(self.clock.about(REPLACE_S), lambda: self._replace(node))
 
     def _unreplaced(self) -> set[str]:
@@ -265,7 +272,7 @@ class Cluster:
         self.drop_probability = self.tear_probability = 0.0
         self._wait_for_peace(calm_s)
         self.quiet = True
-        self.clock.run_until(self.clock.now_s + 4.0)
+        self.clock.run_until(self.clock.now_s + 2.5)
         self._check_peace()
 
     def _wait_for_peace(self, bound_s: float) -> None:

@@ -34,6 +34,8 @@ class Oracle:
         self.point: JobFacts | None = None  # newest restore point anybody knows
         self._groups: tuple[Group, ...] = ()  # that protect it
         self._lost: set[Home] = set()  # memories lost since it was committed
+        self._ever_lost: set[Home] = set()
+        self._seen: set[tuple[int, int, Version]] = set()
         self.commits = 0
         self.restores = 0
         self.refusals = 0
@@ -61,6 +63,7 @@ class Oracle:
     def memory_lost(self, home: Home) -> None:
         """Not by anyone's decision: a machine is gone."""
         self._lost.add(home)
+        self._ever_lost.add(home)
         self._check_restorable(f"{home} lost its memory")
 
     def memory_shrank(self, why: str) -> None:
@@ -96,13 +99,17 @@ class Oracle:
     def _take(self, job: JobFacts) -> None:
         """A restore point nobody knew before."""
         older, self.point = self.point, job
-        if job.committed is None:
+        known_before = _key(job) in self._seen
+        self._seen.add(_key(job))
+        if job.committed is None or known_before:  # told again after the operator gave it up
             self._groups = ()
         elif job.committed_in == job.lineage:
             assert job.decision is not None, "committed without groups"
             self.commits += 1
             self._groups = job.decision.groups
             self._lost = {home for g in self._groups for home, _ in self._lacking(g, job)}
+            never_there = self._lost - self._ever_lost
+            assert not never_there, f"{job.committed} was committed without {never_there}"
         elif older is not None and job.committed < _version(older):
             self._groups = ()  # gone back: nothing is promised until it is protected again
         self._check_restorable(f"{job.committed} was committed")

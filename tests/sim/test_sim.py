@@ -29,4 +29,4 @@ def setup_of(seed: int) -> Setup:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_promises_hold_under_faults(seed: int) -> None:
     cluster = Cluster(seed, setup_of(seed))
-    cluster.run(faults_s=8.0, calm_s=60.0)
+    cluster.run(faults_s=6.0, calm_s=60.0)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import pytest
 import xxhash
@@ -97,7 +97,7 @@ def test_blocks_cover_the_image_without_gap(size: int, k: int) -> None:
     extents = [block_extent(size, k, b) for b in range(k)]
     assert extents[0].offset == 0
     assert sum(e.length for e in extents) == size
-    assert all(a.offset + a.length == b.offset for a, b in zip(extents, extents[1:], strict=False))
+    assert all(a.offset + a.length == b.offset for a, b in pairwise(extents))
 
 
 # -- recovery on real bytes

@@ -1,4 +1,4 @@
-"""Four nodes on one machine: a daemon and a torchrun agent each, with addresses and memory apart."""
+"""Four nodes on one machine, each with a daemon, a torchrun agent, an address and memory."""
 
 from __future__ import annotations
 
@@ -127,8 +127,11 @@ class Cluster:
         command = [sys.executable, "-m", "snapshotd", "status", "--json"]
         return [*command, "--address", node.address]
 
-    def stop(self) -> None:
-        """Stop agents, then daemons; a daemon that does not stop cleanly is an error.
+    def stop(self, *, quietly: bool = False) -> None:
+        """Stop agents, then daemons, and remove what they had in memory.
+
+        Args:
+            quietly: a daemon that does not stop cleanly is no error.
 
         Raises:
             DemoError: a daemon had to be killed or ended with an error.
@@ -143,7 +146,8 @@ class Cluster:
         for node in self.nodes.values():
             self._forget(node)
         self.nodes.clear()
-        if wrong := {name: code for name, code in codes.items() if code != 0}:
+        wrong = {name: code for name, code in codes.items() if code != 0}
+        if wrong and not quietly:
             raise DemoError(f"daemons did not stop cleanly on SIGTERM: {wrong}", self._plan.logs)
 
     def _forget(self, node: Node) -> None:

@@ -80,21 +80,20 @@ class Journal:
     def __init__(self, directory: Path, *, rank: int, node: str, watcher: str = "") -> None:
         """`watcher` is the path of a listening SOCK_SEQPACKET socket, or empty."""
         self._rank, self._node = rank, node
-        self._file = open(directory / f"rank{rank}.jsonl", "a", encoding="utf-8")
+        self._path = directory / f"rank{rank}.jsonl"
         self._watcher = _connected(watcher) if watcher else None
 
     def tell(self, kind: Kind, **facts: Unpack[Facts]) -> None:
         """Record one event now."""
         event = Event(kind, self._rank, self._node, os.getpid(), time.time(), **facts)
         line = event.to_line()
-        self._file.write(line + "\n")
-        self._file.flush()
+        with open(self._path, "a", encoding="utf-8") as file:
+            file.write(line + "\n")
         if self._watcher:
             with suppress(OSError):
                 self._watcher.send(line.encode())
 
     def close(self) -> None:
-        self._file.close()
         if self._watcher:
             self._watcher.close()
 

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from snapshotd_client import Snapshotter
+
 
 @dataclass(frozen=True)
 class Start:
@@ -42,10 +44,33 @@ class Unprotected:
         return -1, False
 
 
+class Protected:
+    """Snapshots at every step."""
+
+    def __init__(self, snapshotter: Snapshotter) -> None:
+        self._snapshotter = snapshotter
+
+    def restore(self) -> Start:
+        restored = self._snapshotter.restore()
+        if restored is None:
+            return Start()
+        rebuilt_bytes = restored.bytes_decoded + restored.bytes_copied
+        return Start(restored.step, restored.tier, rebuilt_bytes)
+
+    def step(self, step: int, loss: float) -> None:
+        self._snapshotter.step(step, loss=loss)
+
+    def state(self) -> tuple[int, bool]:
+        status = self._snapshotter.status()
+        committed = -1 if status.committed_step is None else status.committed_step
+        return committed, status.is_protected
+
+
 @contextmanager
 def protect(parts: Mapping[str, object], *, unprotected: bool) -> Iterator[Protection]:
     """Yield the protection of a run: a Snapshotter over `parts`, or none."""
     if unprotected:
         yield Unprotected()
-        return
-    raise NotImplementedError
+    else:
+        with Snapshotter(parts, interval_steps=1) as snapshotter:
+            yield Protected(snapshotter)

@@ -1,0 +1,61 @@
+# `make demo` and `make test` need nothing but python3 (3.11 or newer) and what pip can install.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+VENV_PROTO := .venv-proto
+# The oldest grpcio-tools whose code the supported range of protobuf and grpcio runs.
+GRPCIO_TOOLS := grpcio-tools==1.71.2
+PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
+
+.PHONY: help venv demo test check proto proto-check clean
+
+help:
+	@echo "make demo    train on four local nodes, break them, compare every byte"
+	@echo "make test    all tests"
+	@echo "make check   formatting, lint, types, import rules, generated code"
+	@echo "make proto   generate snapshotd/wire/v1 from proto/"
+	@echo "make clean   remove the virtual environments and caches"
+
+venv: $(INSTALLED)
+
+# torch first and on its own: its version decides what everything else must fit.
+$(INSTALLED): pyproject.toml tools/python_version.py
+	$(PYTHON) tools/python_version.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet $(TORCH)
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: venv
+	$(BIN)/snapshotd demo
+
+test: venv
+	$(BIN)/python -m pytest
+
+check: venv proto-check
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+$(PROTO_INSTALLED): tools/python_version.py
+	$(PYTHON) tools/python_version.py
+	$(PYTHON) -m venv $(VENV_PROTO)
+	$(VENV_PROTO)/bin/python -m pip install --quiet $(GRPCIO_TOOLS)
+	touch $@
+
+proto: $(PROTO_INSTALLED)
+	$(VENV_PROTO)/bin/python tools/wire_code.py write
+
+proto-check: $(PROTO_INSTALLED)
+	$(VENV_PROTO)/bin/python tools/wire_code.py check
+
+clean:
+	rm -rf $(VENV) $(VENV_PROTO) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
