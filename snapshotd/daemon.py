@@ -71,6 +71,7 @@ class Node:
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self._health: bool | None = None
+        self._notifier = Notifier.from_environ(os.environ)
 
     # -- what the node service asks
 
@@ -100,44 +101,61 @@ class Node:
     # -- life
 
     async def run(self) -> None:
-        """Start up, serve, shut down."""
+        """Start up, serve, and stop in reverse what was started, however far it came."""
         stop = asyncio.Event()
         self._failed = asyncio.get_running_loop().create_future()
         with _signals(stop):
-            await self._start()
-            try:
+            async with contextlib.AsyncExitStack() as parts:
+                await self._start(parts)
                 await self._main_loop(stop)
-            finally:
-                await self._shut_down()
+                self._notifier.stopping()
+        log.info("%s has stopped; its segments stay", self._config.node_id)
 
-    async def _start(self) -> None:
+    async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self._config
-        self._channels = Channels()
+        channels = Channels()
         pace = Pace(config.timeouts.heartbeat_s, config.timeouts.rpc_s)
-        self._supervisor = Supervisor(self._board, self._channels, self._records, pace)
+        self._supervisor = Supervisor(self._board, channels, self._records, pace)
         self._supervisor.on_change = self._on_change
+        parts.push_async_callback(self._supervisor.stop)
         # The links must be there before the first SMP looks for them.
-        self._links = LocalServer(self._supervisor)
-        await self._links.start(config.run_dir / "links.sock")
-        self._children = Children(self._smp_arguments)
-        self._zmq = zmq.asyncio.Context()
-        self._front = TrainerSocket(self._zmq, config.run_dir / FRONT_SOCKET)
-        desk = FrontDesk(self._front, self._supervisor, self._children, config.run_dir, self._watch)
-        # Facts may be exchanged as soon as the port is open, so the board must have concluded.
-        self._board.conclude(time.monotonic())
+        links, socket = LocalServer(self._supervisor), config.run_dir / "links.sock"
+        await links.start(socket)
+        parts.callback(socket.unlink, missing_ok=True)
+        parts.push_async_callback(links.stop)
+        children = Children(self._smp_arguments)
+        parts.push_async_callback(children.stop)
+        # The board must know which slots may hold something before the port opens: a peer that
+        # heard of none might decide without them.
+        adopting = _slots_with_segments(config.shm_dir)
+        for slot in adopting:
+            self._supervisor.starting(slot)
         self._server = NodeServer(self)
+        parts.push_async_callback(self._server.stop, STOP_GRACE_S)
         await self._server.start(config.listen)
-        # Segments of an earlier daemon are adopted before anybody asks for them.
-        for slot in _slots_with_segments(config.shm_dir):
-            self._children.ensure(slot)
         self._supervisor.start()
-        self._front.bind()
-        self._watch(asyncio.get_running_loop().create_task(self._front.serve(desk.handle)))
+        for slot in adopting:
+            children.ensure(slot)
+        # Trainers come last: all that they may ask for is there.
+        context = zmq.asyncio.Context()
+        parts.callback(context.term)
+        front = TrainerSocket(context, config.run_dir / FRONT_SOCKET)
+        parts.callback(front.close)
+        front.bind()
+        parts.push_async_callback(self._end_tasks)
+        desk = FrontDesk(front, self._supervisor, children, config.run_dir, self._watch)
+        self._watch(asyncio.get_running_loop().create_task(front.serve(desk.handle)))
         self._watch(asyncio.get_running_loop().create_task(self._keep_time()))
-        (config.run_dir / "address").write_text(config.listen, encoding="utf-8")
-        self._notifier = Notifier.from_environ(os.environ)
+        address = config.run_dir / "address"
+        parts.callback(address.unlink, missing_ok=True)
+        _replace_text(address, config.listen)
         self._notifier.ready(f"{config.node_id} serves on {config.listen}")
         log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
+
+    async def _end_tasks(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _main_loop(self, stop: asyncio.Event) -> None:
         """Until told to stop; a task that ends with an error ends the daemon with it."""
@@ -146,22 +164,6 @@ class Node:
         await stop.wait()
         if self._failed.done():
             self._failed.result()
-
-    async def _shut_down(self) -> None:
-        """Segments stay for the next daemon; all else goes."""
-        self._notifier.stopping()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-        await self._server.stop(STOP_GRACE_S)
-        await self._supervisor.stop()
-        await self._children.stop()
-        await self._links.stop()
-        self._front.close()
-        self._zmq.term()
-        for name in ("address", "links.sock"):
-            (self._config.run_dir / name).unlink(missing_ok=True)
-        log.info("%s has stopped; its segments stay", self._config.node_id)
 
     # -- parts
 
@@ -189,7 +191,7 @@ class Node:
         """What only time brings: deaths, health, the watchdog."""
         interval_s = self._config.timeouts.heartbeat_s
         watchdog_s = watchdog_interval_s(os.environ, os.getpid())
-        period_s = min(interval_s, watchdog_s / 2) if watchdog_s else interval_s
+        period_s = min(interval_s, watchdog_s) if watchdog_s else interval_s
         while True:
             now_s = time.monotonic()
             self._supervisor.tick(now_s)
@@ -242,6 +244,7 @@ def _board(config: Config, records: Records) -> Board:
         parity=config.protection.parity,
         patience_s=config.timeouts.restore_s / 2,
         max_interval=config.protection.max_interval,
+        epoch_floor=int(time.time()),
     )
     return Board(membership, policy, records.load())
 
@@ -249,6 +252,13 @@ def _board(config: Config, records: Records) -> Board:
 def _slots_with_segments(shm_dir: Path) -> list[int]:
     names = (path.parent.name.removeprefix("slot-") for path in shm_dir.glob("slot-*/*.seg"))
     return sorted({int(name) for name in names if name.isdigit()})
+
+
+def _replace_text(path: Path, text: str) -> None:
+    """Write a small file so that a reader sees the old text or the new, whole."""
+    half = path.with_suffix(".half")
+    half.write_text(text, encoding="utf-8")
+    half.replace(path)
 
 
 @contextlib.contextmanager

@@ -28,6 +28,11 @@ _ASK_AGAIN_S: Final = 2.0
 _LOCK_PATIENCE_S: Final = 10.0
 _LOCK_PAUSE_S: Final = 0.05
 
+#: Refusals that time may heal: an SMP that is starting, a namesake on a node that just died and
+#: is not yet known to be dead.
+_MAY_HEAL: Final = frozenset({"busy", "duplicate-rank"})
+_REFUSED_PAUSE_S: Final = 0.25
+
 
 class DaemonGone(Exception):  # an event within this package, not an error of the user's
     """The connection is down; it is found again by `poke`."""
@@ -151,6 +156,7 @@ class Channel:
         self._answers: dict[int, pb.ToTrainer] = {}  # that came while another was waited for
         self._up = False
         self._asked_s = float("-inf")
+        self._refusal: Refused | None = None
         self.why_down = "never connected"
 
     @property
@@ -168,9 +174,13 @@ class Channel:
             raise no_daemon(self._run_dir, f"there is no socket {FRONT_SOCKET}")
         while not self._up:
             left_s = deadline_s - time.monotonic()
+            if left_s <= 0 and self._refusal is not None:
+                raise self._refusal
             if left_s <= 0:
                 raise no_daemon(self._run_dir, self.why_down)
             self._step(min(left_s, _ASK_AGAIN_S))
+            if self._refusal is not None:
+                zmq.select([], [], [], min(max(0.0, left_s), _REFUSED_PAUSE_S))
 
     def poke(self) -> bool:
         """One step towards being up again, without waiting. Returns whether it is up.
@@ -255,11 +265,13 @@ class Channel:
             self._send(pb.ToDaemon(attach=self._attach()))
         elif body == "attached":
             self._up = True
+            self._refusal = None
             self.why_down = ""
         elif body == "refused":
             self.why_down = reply.refused.what
+            self._refusal = Refused(reply.refused.code, reply.refused.what, reply.refused.remedy)
             self._close_line()
-            if reply.refused.code != "busy":
+            if reply.refused.code not in _MAY_HEAL:
                 _granted(reply)
 
     def _open(self, endpoint: str) -> None:

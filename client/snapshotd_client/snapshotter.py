@@ -37,7 +37,7 @@ from snapshotd_client.waiting import Deadline
 log = logging.getLogger(__name__)
 
 CLIENT_VERSION = "0.1.0"
-CONNECT_TIMEOUT_S = 30.0
+CONNECT_TIMEOUT_S = 20.0
 RESTORE_TIMEOUT_S = 300.0
 LIVENESS_S = 5.0
 

@@ -35,6 +35,7 @@ class Policy:
     parity: int
     patience_s: float
     max_interval: int
+    epoch_floor: int = 0
 
 
 class Board:
@@ -183,6 +184,7 @@ class Board:
                 self_node=self.membership.node,
                 group_size=self._policy.group_size,
                 parity=self._policy.parity,
+                epoch_floor=self._policy.epoch_floor,
             )
         )
         self._waits.pop(job, None)

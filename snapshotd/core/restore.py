@@ -59,6 +59,9 @@ class Situation:
             or a fresh start is decided without them.
         waited_s: how long the set of waiting trainers has been complete.
         self_node: the node that decides.
+        epoch_floor: no new epoch is below it. Seconds of the wall clock at this daemon's start, so
+            that a cluster that lost all memory does not use an epoch again that a node which was
+            cut off then still remembers.
     """
 
     job: str
@@ -70,6 +73,7 @@ class Situation:
     self_node: str
     group_size: int
     parity: int
+    epoch_floor: int = 0
 
 
 def decide(now: Situation) -> Decision | Wait | None:
@@ -258,7 +262,8 @@ def _stated(
     tier: Tier = Tier.NONE,
 ) -> Decision:
     held = [v.epoch for v in candidates(now.slots, now.job)]
-    epoch = 1 + max([now.known.epoch if now.known else 0, *held])
+    known = [now.known.epoch if now.known else 0, *held]
+    epoch = max(1 + max(known), now.epoch_floor)
     return Decision(
         id=DecisionId(epoch, now.self_node),
         job=now.job,

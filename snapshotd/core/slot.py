@@ -32,7 +32,7 @@ from snapshotd.metadata import (
 from snapshotd.wire.protocol import ErrorCode
 
 RETRY_FIRST_S = 0.1
-RETRY_LAST_S = 5.0
+RETRY_LAST_S = 2.0
 HEARSAY_S = 1.0  # for a holder's facts to tell of a stored row, before it is sent once more
 
 

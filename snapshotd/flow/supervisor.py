@@ -66,6 +66,11 @@ class Supervisor:
         self._outboxes[slot] = outbox
         self._linked.setdefault(slot, asyncio.Event()).set()
 
+    def starting(self, slot: int) -> None:
+        """An SMP is being started: it may hold more than anybody knows yet."""
+        self.board.slot_changed(SlotFacts(slot), time.monotonic())
+        self._spread()
+
     def slot_changed(self, facts: SlotFacts) -> None:
         """An SMP states its facts."""
         self.board.slot_changed(facts, time.monotonic())
@@ -77,8 +82,7 @@ class Supervisor:
             return
         del self._outboxes[slot]
         self._linked.setdefault(slot, asyncio.Event()).clear()
-        self.board.slot_gone(slot, time.monotonic())
-        self._spread()
+        self.starting(slot)
 
     async def slot_ready(self, slot: int, timeout_s: float) -> bool:
         """Wait until the SMP of a slot has linked."""

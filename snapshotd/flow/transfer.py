@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import chunk_digests
@@ -120,22 +120,20 @@ class Transfers:
         length: int,
     ) -> dict[int, bytes]:
         """Run the stripe through the code; returns the digests of each row."""
-        image = own.image(length) if own is not None else None
         digests: dict[int, list[bytes]] = {row: [] for row in task.rows}
-        for at in range(0, length, TRANSFER_BYTES):
-            count = min(TRANSFER_BYTES, length - at)
-            blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
-            coded = await asyncio.to_thread(
-                self._codec.encode, task.group.data, task.group.parity, blocks, task.rows
-            )
-            for row, block in zip(task.rows, coded, strict=True):
-                digests[row].append(chunk_digests(memoryview(block), length))
-                if row in writers:
-                    await writers[row].send(block)
-                elif image is not None:
-                    image[at : at + count] = block
-        if image is not None:
-            image.release()
+        with own.image(length) if own is not None else nullcontext() as image:
+            for at in range(0, length, TRANSFER_BYTES):
+                count = min(TRANSFER_BYTES, length - at)
+                blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
+                coded = await asyncio.to_thread(
+                    self._codec.encode, task.group.data, task.group.parity, blocks, task.rows
+                )
+                for row, block in zip(task.rows, coded, strict=True):
+                    digests[row].append(chunk_digests(memoryview(block), length))
+                    if row in writers:
+                        await writers[row].send(block)
+                    elif image is not None:
+                        image[at : at + count] = block
         return {row: b"".join(parts) for row, parts in digests.items()}
 
     async def _records(
@@ -187,13 +185,12 @@ class Transfers:
             )
             with ExitStack() as cleanup:
                 cleanup.callback(self._vault.give_back, segment)
-                image = segment.image(held.image_bytes)
-                at = 0
-                while at < held.image_bytes:
-                    chunk = await reader.chunk()
-                    image[at : at + len(chunk)] = chunk
-                    at += len(chunk)
-                image.release()
+                with segment.image(held.image_bytes) as image:
+                    at = 0
+                    while at < held.image_bytes:
+                        chunk = await reader.chunk()
+                        image[at : at + len(chunk)] = chunk
+                        at += len(chunk)
                 holding = await self._sealed_as(segment, record)
         finally:
             reader.cancel()
@@ -206,10 +203,9 @@ class Transfers:
         segment = await self._vault.begin_data(plan.job, plan.shard, plan.version, plan.image_bytes)
         with ExitStack() as cleanup:
             cleanup.callback(self._vault.give_back, segment)
-            image = segment.image(plan.image_bytes)
-            for block in plan.blocks:
-                await self._decode_block(plan, block, peers, image)
-            image.release()
+            with segment.image(plan.image_bytes) as image:
+                for block in plan.blocks:
+                    await self._decode_block(plan, block, peers, image)
             holding = await self._sealed_as(segment, record)
         self._vault.decoded_bytes += plan.image_bytes
         return holding

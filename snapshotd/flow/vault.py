@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from snapshotd.core.protection import parity_homes
@@ -84,9 +84,11 @@ class Vault:
     async def begin_data(self, job: str, shard: int, version: Version, image_bytes: int) -> Segment:
         """A buffer for a shard, in state WRITING. Raises NoRoom."""
         record = seal_record_bytes(job, image_bytes)
-        segment = await asyncio.to_thread(self._arena.claim, Kind.DATA, image_bytes, record)
-        segment.begin_data(self._cluster_id, job, shard, version)
-        return segment
+
+        def begin(segment: Segment) -> None:
+            segment.begin_data(self._cluster_id, job, shard, version)
+
+        return await self._begun(Kind.DATA, image_bytes, record, begin)
 
     async def begin_parity(
         self, job: str, version: Version, place: ParityPlace, shard_bytes: Sequence[int]
@@ -94,9 +96,35 @@ class Vault:
         """A buffer for a parity block, in state WRITING. Raises NoRoom."""
         image_bytes = parity_bytes(place, shard_bytes)
         record = parity_record_bytes(job, shard_bytes, image_bytes)
-        segment = await asyncio.to_thread(self._arena.claim, Kind.PARITY, image_bytes, record)
-        segment.begin_parity(self._cluster_id, job, version, place)
-        return segment
+
+        def begin(segment: Segment) -> None:
+            segment.begin_parity(self._cluster_id, job, version, place)
+
+        return await self._begun(Kind.PARITY, image_bytes, record, begin)
+
+    async def _begun(
+        self, kind: Kind, image_bytes: int, record_bytes: int, begin: Callable[[Segment], None]
+    ) -> Segment:
+        """Claim and begin as one act: who stops waiting for it does not leave a segment behind."""
+
+        async def act() -> Segment:
+            async with self._claiming:
+                segment = await asyncio.to_thread(
+                    self._arena.claim, kind, image_bytes, record_bytes
+                )
+                begin(segment)
+                return segment
+
+        task = asyncio.get_running_loop().create_task(act())
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(self._give_back_unwanted)
+            raise
+
+    def _give_back_unwanted(self, task: asyncio.Task[Segment]) -> None:
+        if not task.cancelled() and task.exception() is None:
+            self.give_back(task.result())
 
     async def seal_data(
         self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
@@ -112,7 +140,7 @@ class Vault:
     ) -> None:
         """Checksum, seal, and enter the block into the books."""
         await asyncio.to_thread(segment.seal_parity, group, image_bytes)
-        self.enter(segment)
+        self.replace(segment)
 
     def give_back(self, segment: Segment) -> None:
         """A buffer that was begun: free it, unless it was sealed and entered."""
@@ -209,13 +237,14 @@ class Vault:
     def arrived(self, key: Key) -> None:
         self._arriving.discard(key)
 
-    def replace_parity(self, key: Key) -> None:
-        """Make way for a block computed anew."""
-        old = self._sealed.get(key)
+    def replace(self, segment: Segment) -> None:
+        """Enter a block that was computed anew, in place of an older one. Raises DamagedBytes."""
+        old = self._sealed.get(self._key(describe(segment)))
         if old is not None:
             holding = describe(old)
             self._machine.lose(holding)
             self.free(holding)
+        self.enter(segment)
 
     # -- counting
 
@@ -253,25 +282,35 @@ class IncomingBlock:
         self._segment = segment
         self._image_bytes = image_bytes
         self._key = key
+        self._finishing = False
 
     @property
     def image(self) -> memoryview:
         return self._segment.image(self._image_bytes)
 
     async def finish(self, record: seg.ParityRecord) -> None:
-        """Seal what came, if it is what the coder computed."""
-        _check_record(record, self._key[2], self._image_bytes)
-        await asyncio.to_thread(self._segment.seal_parity, list(record.group), self._image_bytes)
-        sealed = self._segment.record
-        if sealed.grain_digests != record.grain_digests:
-            raise DamagedBytes("a parity block was damaged on its way: its digests differ")
-        self._vault.replace_parity(self._key)
-        self._vault.enter(self._segment)
-        self._vault.arrived(self._key)
+        """Seal what came, if it is what the coder computed; done even if nobody waits for it."""
+        self._finishing = True
+        await asyncio.shield(asyncio.get_running_loop().create_task(self._finish(record)))
+
+    async def _finish(self, record: seg.ParityRecord) -> None:
+        try:
+            _check_record(record, self._key[2], self._image_bytes)
+            await asyncio.to_thread(
+                self._segment.seal_parity, list(record.group), self._image_bytes
+            )
+            if self._segment.record.grain_digests != record.grain_digests:
+                raise DamagedBytes("a parity block was damaged on its way: its digests differ")
+            self._vault.replace(self._segment)
+        finally:
+            self._vault.arrived(self._key)
+            self._vault.give_back(self._segment)
 
     def abandon(self) -> None:
-        self._vault.arrived(self._key)
-        self._vault.give_back(self._segment)
+        """Nobody will send the rest."""
+        if not self._finishing:
+            self._vault.arrived(self._key)
+            self._vault.give_back(self._segment)
 
 
 def _check_record(record: seg.ParityRecord, place: What, image_bytes: int) -> None:

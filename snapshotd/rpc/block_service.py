@@ -112,12 +112,12 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
                 yield pb.ReadReply(seal=record)
             else:
                 yield pb.ReadReply(parity=record)
-            image = sealed.image(record.image_bytes)
             end = request.offset + request.bytes
-            for at in range(request.offset, end, TRANSFER_BYTES):
-                chunk = bytes(image[at : min(at + TRANSFER_BYTES, end)])
-                yield pb.ReadReply(chunk=chunk)
-                self._store.sent(len(chunk))
+            with sealed.image(record.image_bytes) as image:
+                for at in range(request.offset, end, TRANSFER_BYTES):
+                    chunk = bytes(image[at : min(at + TRANSFER_BYTES, end)])
+                    yield pb.ReadReply(chunk=chunk)
+                    self._store.sent(len(chunk))
 
     async def Store(  # noqa: N802  # the name in the .proto
         self,
@@ -142,7 +142,8 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         if incoming is None:
             return
         try:
-            record = await self._fill(incoming.image, requests)
+            with incoming.image as image:
+                record = await self._fill(image, requests)
             await incoming.finish(record)
         except BaseException:
             incoming.abandon()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
+
 from snapshotd.errors import PeerError
 from snapshotd.rpc.operator import fetch_status
 from snapshotd.wire.v1 import node_pb2 as pb

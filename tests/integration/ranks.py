@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
-from snapshotd_client import Restored, Snapshotter
 
+from snapshotd_client import Restored, Snapshotter
 from tests.integration.cluster import Node
 
 WIDTH = 64

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from snapshotd_client import SnapshotLost
 
+from snapshotd_client import SnapshotLost
 from tests.integration.cluster import Cluster, Node, eventually
 from tests.integration.ranks import Job, alive, segment_files
 
@@ -230,5 +230,3 @@ def test_clean_stop_leaves_segments_and_nothing_else(cluster: Make) -> None:
         left = {p.name for p in node.run_dir.iterdir()}
         assert left == {"lock", "trainer-0.lock", "job.job"}
     eventually("SMPs are gone", lambda: not any(map(alive, pids)))
-
-

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from snapshotd.core.protection import lacking
+from snapshotd.core.protection import data_at, parity_at, parity_homes
 from snapshotd.core.recovery import Missing, candidates, survey
 from snapshotd.metadata import (
     DataHolding,
@@ -107,16 +107,19 @@ class Oracle:
             assert job.decision is not None, "committed without groups"
             self.commits += 1
             self._groups = job.decision.groups
-            self._lost = {home for g in self._groups for home, _ in self._lacking(g, job)}
+            self._lost = {h for g in self._groups for h in self._absent(g, job.committed)}
             never_there = self._lost - self._ever_lost
             assert not never_there, f"{job.committed} was committed without {never_there}"
         elif older is not None and job.committed < _version(older):
             self._groups = ()  # gone back: nothing is promised until it is protected again
         self._check_restorable(f"{job.committed} was committed")
 
-    def _lacking(self, group: Group, job: JobFacts) -> list[tuple[Home, str]]:
-        assert job.committed is not None, "nothing to look for"
-        return lacking(group, JOB, job.committed, self.slots())
+    def _absent(self, group: Group, version: Version) -> set[Home]:
+        """Members that do not hold all their part of a version."""
+        slots = self.slots()
+        found = {m.home for m in group.members if not data_at(slots, m.home, JOB, m.shard, version)}
+        rows = parity_homes(group)
+        return found | {h for p, h in rows if not parity_at(slots, h, JOB, version, p)}
 
     def _owed(self) -> bool:
         """Whether a common restorable version is promised now."""

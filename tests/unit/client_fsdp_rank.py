@@ -6,13 +6,14 @@ import sys
 
 import torch
 import torch.distributed as dist
-from snapshotd_client import apply, capture
-from snapshotd_client.errors import StateMismatch
-from snapshotd_client.exact import same_bits
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+
+from snapshotd_client import apply, capture
+from snapshotd_client.errors import StateMismatch
+from snapshotd_client.exact import same_bits
 
 
 def build(mesh, seed, width=10):

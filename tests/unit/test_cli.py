@@ -33,7 +33,7 @@ ESSENTIAL = ("--cluster-id", "c", "--node-id", "n0", "--listen", "127.0.0.1:7070
 class Answers(node_pb2_grpc.NodeServicer):
     """A node with one job, one shard that waits, and one silent peer."""
 
-    def Status(self, request: pb.StatusRequest, context: object) -> pb.NodeStatus:
+    def Status(self, request: pb.StatusRequest, context: object) -> pb.NodeStatus:  # noqa: N802  as in the service
         status = pb.NodeStatus(
             cluster_id="c", node="n0", boot="b1", version="0.1.0", coordinator="n0", coding="zfec"
         )
@@ -49,7 +49,7 @@ class Answers(node_pb2_grpc.NodeServicer):
         slot.trainer.job, slot.trainer.shard, slot.trainer.world = "gpt", 3, 4
         return status
 
-    def Plan(self, request: pb.PlanRequest, context: object) -> pb.PlanReply:
+    def Plan(self, request: pb.PlanRequest, context: object) -> pb.PlanReply:  # noqa: N802  as in the service
         if request.job != "gpt":
             return pb.PlanReply(job=request.job, reason="nobody knows this job")
         plan = pb.PlanReply(job="gpt", restorable=True)
@@ -57,7 +57,7 @@ class Answers(node_pb2_grpc.NodeServicer):
         plan.shards.add(shard=3, source="decode", detail="from n0, n2")
         return plan
 
-    def Drop(self, request: pb.DropRequest, context: object) -> pb.DropReply:
+    def Drop(self, request: pb.DropRequest, context: object) -> pb.DropReply:  # noqa: N802  as in the service
         return pb.DropReply(freed_bytes=3 << 20)
 
 
@@ -272,7 +272,7 @@ def test_run_starts_a_dead_daemon_again(sidecar: Sidecar, tmp_path: Path) -> Non
     lives = tmp_path / "lives"
     script = f"""
         kill -KILL $(cut -d' ' -f1 {lives})
-        until test $(wc -l < {lives}) -eq 2; do read -t 0.1 <> <(:); done
+        until test $(wc -l < {lives}) -eq 2; do read -t 0.1 <> <(:); done; exit 0
     """
     assert run_beside_sidecar(sidecar, tmp_path, script) == 0
     assert (tmp_path / "stopped").exists()

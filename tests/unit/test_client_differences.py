@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from snapshotd_client import apply, capture
-from snapshotd_client.errors import StateMismatch
 from torch import nn
 
 from snapshotd.wire.v1 import segment_pb2
+from snapshotd_client import apply, capture
+from snapshotd_client.errors import StateMismatch
 
 
 def states_of(*, bias=True, width=3, dtype=torch.float32, tied=False, **more):
@@ -57,7 +57,7 @@ CASES = {
     "kind": ({"mask": nn.Linear(1, 1)}, ["mask: snapshot tensor, this run module"]),
     "mask shape": ({"mask": torch.ones(3)}, ["mask: snapshot float32 [2], this run float32 [3]"]),
     "optimizer": (
-        {"opt": lambda p: torch.optim.AdamW(p)},
+        {"opt": torch.optim.AdamW},
         ["opt: snapshot SGD, this run AdamW"],
     ),
     "groups": ({"opt": split_groups}, ["opt: parameter groups: snapshot 1, this run 2"]),

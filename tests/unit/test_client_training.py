@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
 from snapshotd_client import apply, capture
 from snapshotd_client.exact import same_bits
 from snapshotd_client.leaves import walk
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 
 def image_of(states, values=None):

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from rich.console import Console
+from rich.markup import escape
 
 # torch exports it without saying so to type checkers.
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -79,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stack.callback(_ignore_signals)
             _perform(stage, arguments, console)
     except (DemoError, Disagreement, OSError) as error:
-        console.print(f"[bold red]failed:[/bold red] {error}", highlight=False)
+        console.print("[bold red]failed:[/bold red]", escape(str(error)), soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         console.print("interrupted; everything the demo had started is gone")
@@ -107,9 +108,10 @@ def _perform(stage: Stage, arguments: argparse.Namespace, console: Console) -> N
         console.print(
             f"[bold green]{name}: all {compared_bytes:,} bytes of the final parameters, "
             "optimizer and RNG states equal the reference's[/bold green]",
-            highlight=False,
+            soft_wrap=True,
         )
-    console.print(f"curves in {stage.out / 'loss.png'}; {time.monotonic() - began_s:.0f} s in all")
+    took_s = time.monotonic() - began_s
+    console.print(f"curves in {stage.out / 'loss.png'}; {took_s:.0f} s in all", soft_wrap=True)
 
 
 def _run(stage: Stage, plan: RunPlan, faults: Sequence[str]) -> RunReport:

@@ -14,7 +14,7 @@ from typing import Final
 
 from snapshotd_client.demo.errors import DemoError
 from snapshotd_client.demo.inbox import Inbox
-from snapshotd_client.demo.processes import clean_environment, kill_tree, start
+from snapshotd_client.demo.processes import clean_environment, kill_trees, start
 
 WORLD: Final = 4
 #: The first node's address is 127.0.0.11, the next one's 127.0.0.12, and so on.
@@ -111,16 +111,15 @@ class Cluster:
     def kill_daemon(self, node: Node) -> list[int]:
         """SIGKILL a node's supervisor and SMPs; the ids of the processes."""
         daemon, node.daemon = node.daemon, None
-        return kill_tree(daemon) if daemon else []
+        return kill_trees([daemon] if daemon else [])
 
-    def lose(self, node: Node) -> None:
-        """SIGKILL all that runs on a node and delete what it had in memory."""
-        agent, node.agent = node.agent, None
-        if agent:
-            kill_tree(agent)
-        self.kill_daemon(node)
-        self._forget(node)
-        del self.nodes[node.name]
+    def lose(self, nodes: Sequence[Node]) -> None:
+        """SIGKILL all that runs on some nodes at once, and delete what they had in memory."""
+        kill_trees([p for node in nodes for p in (node.daemon, node.agent) if p])
+        for node in nodes:
+            node.daemon = node.agent = None
+            self._forget(node)
+            del self.nodes[node.name]
 
     def status_command(self, node: Node) -> list[str]:
         """What an operator would type to look at this node."""
@@ -136,9 +135,7 @@ class Cluster:
         Raises:
             DemoError: a daemon had to be killed or ended with an error.
         """
-        for node in self.nodes.values():
-            if node.agent:
-                kill_tree(node.agent)
+        kill_trees([node.agent for node in self.nodes.values() if node.agent])
         daemons = [(node, node.daemon) for node in self.nodes.values() if node.daemon]
         for _, daemon in daemons:
             daemon.send_signal(signal.SIGTERM)
@@ -240,5 +237,5 @@ def _wait_or_kill(process: subprocess.Popen[bytes]) -> int:
     try:
         return process.wait(_STOP_TIMEOUT_S)
     except subprocess.TimeoutExpired:
-        kill_tree(process)
+        kill_trees([process])
         return -signal.SIGKILL

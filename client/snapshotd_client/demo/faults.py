@@ -63,7 +63,8 @@ def kill_daemon(run: Run, at_step: int) -> Outcome:
         tier="-",
         recomputed_steps=0,
         first_new_step_s=first.time_s - fault_s,
-        rebuilt_bytes=0,
+        decoded_bytes=0,
+        copied_bytes=0,
         remark=f"training went on; protected {safe.time_s - restart_s:.1f} s after the restart",
     )
 
@@ -109,8 +110,7 @@ def _lose(run: Run, at_step: int, count: int) -> Outcome:
     newest = run.record.newest_step
     names = [run.record.node_of(rank) for rank in range(count)]
     fault_s = time.time()
-    for name in names:
-        run.cluster.lose(run.cluster.nodes[name])
+    run.cluster.lose([run.cluster.nodes[name] for name in names])
     lost = " and ".join(names)
     run.note(f"lost {lost} in step {begun.step}: daemon, agent, trainer, memory")
     replacements = [run.cluster.add_replacement() for _ in names]
@@ -142,7 +142,11 @@ def _resumed(
         tier=recovery.tier,
         recomputed_steps=recomputed,
         first_new_step_s=first_new_step_s,
-        rebuilt_bytes=recovery.rebuilt_bytes,
+        decoded_bytes=recovery.decoded_bytes,
+        copied_bytes=recovery.copied_bytes,
+        remark=f"{recovery.moved_ranks} ranks came up on other nodes"
+        if recovery.moved_ranks
+        else "",
     )
 
 
@@ -158,8 +162,10 @@ def _check_protected(run: Run, name: str) -> None:
 
 
 def _wait_for_step(run: Run, step: int, rank: int) -> Event:
+    # Only a step that begins from now on is still being computed when it is reported.
+    now_s = time.time()
     return run.wait(
-        lambda e: e.kind is Kind.BEGIN and e.rank == rank and e.step >= step,
+        lambda e: e.kind is Kind.BEGIN and e.rank == rank and e.step >= step and e.time_s >= now_s,
         f"step {step} of rank {rank}",
     )
 

@@ -66,7 +66,8 @@ def compare_final(reference: Path, other: Path) -> Comparison:
 def _first_difference(index: list[tuple[str, int]], ours: bytes, theirs: bytes) -> Difference:
     pairs = enumerate(zip(ours, theirs, strict=False))
     place = next((i for i, (a, b) in pairs if a != b), min(len(ours), len(theirs)))
-    name, begin = max((part for part in index if part[1] <= place), key=lambda part: part[1])
+    # The last one that begins there: those before it at the same place are empty.
+    name, begin = [part for part in index if part[1] <= place][-1]
     if place == min(len(ours), len(theirs)):
         what = f"the reference has {len(ours)} bytes, this run {len(theirs)}"
     else:

@@ -48,7 +48,7 @@ class Inbox:
         self._selector = selectors.DefaultSelector()
         self._waiting: deque[Message] = deque()
         self.watcher = str(directory / "events.sock")
-        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.bind(self.watcher)
         self._listener.listen(64)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
@@ -103,16 +103,24 @@ class Inbox:
 
     def _accept(self) -> None:
         trainer, _ = self._listener.accept()
-        self._selector.register(trainer, selectors.EVENT_READ, lambda: self._take_event(trainer))
+        begun = bytearray()
+        self._selector.register(
+            trainer, selectors.EVENT_READ, lambda: self._take_events(trainer, begun)
+        )
 
-    def _take_event(self, trainer: socket.socket) -> None:
+    def _take_events(self, trainer: socket.socket, begun: bytearray) -> None:
+        """Take whole lines; `begun` keeps the line that has not ended yet."""
         content = b""
         with suppress(ConnectionResetError):
             content = trainer.recv(_MESSAGE_BYTES)
-        if content:
-            self._waiting.append(Event.from_line(content.decode()))
-        else:
+        if not content:
+            # A trainer that was killed while it wrote leaves a line without end: not an event.
             self._drop(trainer)
+            return
+        begun += content
+        *lines, rest = begun.split(b"\n")
+        begun[:] = rest
+        self._waiting.extend(Event.from_line(line.decode()) for line in lines)
 
     def _take_notice(self, receiver: socket.socket, name: str) -> None:
         if b"READY=1" in receiver.recv(_MESSAGE_BYTES).splitlines():

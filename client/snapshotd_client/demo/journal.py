@@ -33,7 +33,8 @@ class Event:
         time_s: wall clock, seconds since 1970.
         step: of BEGIN and STEP; for READY the step whose state was restored, -1 for a fresh start.
         tier: of READY: "local", "group", or "none".
-        rebuilt_bytes: of READY: bytes of this shard decoded or copied from other nodes.
+        decoded_bytes: of READY: bytes of this shard rebuilt from the code.
+        copied_bytes: of READY: bytes of this shard brought over whole from another node.
         committed: of STEP: the job's restore point as this rank knows it, -1 for none.
         is_protected: of STEP: whether that point is protected within the present groups.
     """
@@ -46,7 +47,8 @@ class Event:
     step: int = -1
     loss: float = float("nan")
     tier: str = ""
-    rebuilt_bytes: int = 0
+    decoded_bytes: int = 0
+    copied_bytes: int = 0
     committed: int = -1
     is_protected: bool = False
 
@@ -66,7 +68,8 @@ class Facts(TypedDict, total=False):
     step: int
     loss: float
     tier: str
-    rebuilt_bytes: int
+    decoded_bytes: int
+    copied_bytes: int
     committed: int
     is_protected: bool
 
@@ -78,7 +81,7 @@ class Journal:
     """
 
     def __init__(self, directory: Path, *, rank: int, node: str, watcher: str = "") -> None:
-        """`watcher` is the path of a listening SOCK_SEQPACKET socket, or empty."""
+        """`watcher` is the path of a listening stream socket, or empty."""
         self._rank, self._node = rank, node
         self._path = directory / f"rank{rank}.jsonl"
         self._watcher = _connected(watcher) if watcher else None
@@ -86,12 +89,12 @@ class Journal:
     def tell(self, kind: Kind, **facts: Unpack[Facts]) -> None:
         """Record one event now."""
         event = Event(kind, self._rank, self._node, os.getpid(), time.time(), **facts)
-        line = event.to_line()
+        line = event.to_line() + "\n"
         with open(self._path, "a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write(line)
         if self._watcher:
             with suppress(OSError):
-                self._watcher.send(line.encode())
+                self._watcher.sendall(line.encode())
 
     def close(self) -> None:
         if self._watcher:
@@ -99,7 +102,7 @@ class Journal:
 
 
 def _connected(path: str) -> socket.socket | None:
-    watcher = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    watcher = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     watcher.settimeout(SEND_TIMEOUT_S)
     try:
         watcher.connect(path)

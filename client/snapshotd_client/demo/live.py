@@ -41,7 +41,9 @@ class Live:
     def note(self, text: str) -> None:
         """Something happened."""
         passed_s = time.monotonic() - self._began_s
-        self._progress.console.print(f"[dim]{passed_s:6.1f} s[/dim]  {escape(text)}")
+        self._progress.console.print(
+            f"[dim]{passed_s:6.1f} s[/dim]  {escape(text)}", soft_wrap=True
+        )
 
     def __enter__(self) -> Self:
         self._progress.start()

@@ -52,17 +52,20 @@ def start(
         )
 
 
-def kill_tree(process: subprocess.Popen[bytes]) -> list[int]:
-    """SIGKILL a program and then all that it has started; the ids of those that were killed.
+def kill_trees(programs: Sequence[subprocess.Popen[bytes]]) -> list[int]:
+    """SIGKILL programs and all that they have started, at once; the ids of those killed.
 
-    The program goes first, so that it cannot start its children again.
+    The programs go first, so that they cannot start their children again.
     """
-    children = _descendants(process.pid)
-    process.kill()
-    process.wait()
+    children = [child for program in programs for child in _descendants(program.pid)]
+    for program in programs:
+        program.kill()
     for child in children:
         _kill(child)
-    return [process.pid, *(child.pid for child in children)]
+    for program in programs:
+        program.wait()
+    psutil.wait_procs(children, timeout=5)
+    return [program.pid for program in programs] + [child.pid for child in children]
 
 
 @contextmanager

@@ -16,7 +16,8 @@ class Start:
 
     step: int = -1
     tier: str = "none"
-    rebuilt_bytes: int = 0
+    decoded_bytes: int = 0
+    copied_bytes: int = 0
 
 
 class Protection(Protocol):
@@ -54,8 +55,8 @@ class Protected:
         restored = self._snapshotter.restore()
         if restored is None:
             return Start()
-        rebuilt_bytes = restored.bytes_decoded + restored.bytes_copied
-        return Start(restored.step, restored.tier, rebuilt_bytes)
+        decoded_bytes, copied_bytes = restored.bytes_decoded, restored.bytes_copied
+        return Start(restored.step, restored.tier, decoded_bytes, copied_bytes)
 
     def step(self, step: int, loss: float) -> None:
         self._snapshotter.step(step, loss=loss)

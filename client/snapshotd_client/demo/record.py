@@ -21,7 +21,8 @@ class Outcome:
         tier: of memory the job came back from; "-" where it never stopped.
         recomputed_steps: completed before the fault and computed again.
         first_new_step_s: from the fault to the end of the first step never completed before.
-        rebuilt_bytes: decoded or copied from other nodes for trainers to resume with.
+        decoded_bytes: of lost shards, rebuilt from the code.
+        copied_bytes: of shards that were whole on one node and wanted on another.
         remark: what else was seen.
     """
 
@@ -33,17 +34,20 @@ class Outcome:
     tier: str
     recomputed_steps: int
     first_new_step_s: float
-    rebuilt_bytes: int
+    decoded_bytes: int
+    copied_bytes: int
     remark: str = ""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """How a job came back after a fault."""
+    """How a job came back after a fault; `moved_ranks` now run on another node than before."""
 
     step: int
     tier: str
-    rebuilt_bytes: int
+    decoded_bytes: int
+    copied_bytes: int
+    moved_ranks: int
     first_new_time_s: float
 
 
@@ -101,9 +105,15 @@ class Record:
         if len({(e.step, e.tier) for e in starts.values()}) > 1:
             found = {rank: (e.step, e.tier) for rank, e in sorted(starts.items())}
             raise Disagreement(f"ranks resumed from different (step, tier): {found}")
-        any_start = next(iter(starts.values()))
-        rebuilt_bytes = sum(e.rebuilt_bytes for e in starts.values())
-        return Recovery(any_start.step, any_start.tier, rebuilt_bytes, first_new.time_s)
+        before = {e.rank: e.node for e in self.events if e.time_s <= fault_s}
+        return Recovery(
+            step=starts[0].step,
+            tier=starts[0].tier,
+            decoded_bytes=sum(e.decoded_bytes for e in starts.values()),
+            copied_bytes=sum(e.copied_bytes for e in starts.values()),
+            moved_ranks=sum(before[rank] != e.node for rank, e in starts.items()),
+            first_new_time_s=first_new.time_s,
+        )
 
 
 def loss_curve(events: Sequence[Event]) -> list[tuple[float, int, float]]:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 
@@ -16,6 +16,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 Curve = Sequence[tuple[float, int, float]]
+
+_CAPTION: Final = (
+    "recomputed: steps that were complete and were computed again (the interrupted one is not "
+    "counted); rebuilt: decoded from the other nodes' blocks; moved: copied whole, as torchrun "
+    "gave the rank to another node"
+)
 
 
 @dataclass(frozen=True)
@@ -30,17 +36,18 @@ class RunReport:
 
 def fault_table(outcomes: Sequence[Outcome]) -> Table:
     """The table of faults."""
-    table = Table(title="What was broken, and how the job came back")
+    table = Table(title="What was broken, and how the job came back", caption=_CAPTION)
     for column in ("run", "fault", "what was lost", "tier"):
         table.add_column(column)
-    for column in ("steps recomputed", "fault to first new step", "bytes rebuilt"):
+    for column in ("steps recomputed", "fault to first new step", "bytes rebuilt", "bytes moved"):
         table.add_column(column, justify="right")
     for row in outcomes:
         lost = f"{row.lost}\n[dim]{row.remark}[/dim]" if row.remark else row.lost
         numbers = (
             str(row.recomputed_steps),
             f"{row.first_new_step_s:.1f} s",
-            f"{row.rebuilt_bytes:,}",
+            f"{row.decoded_bytes:,}",
+            f"{row.copied_bytes:,}",
         )
         table.add_row(row.run, row.fault, lost, row.tier, *numbers)
     return table

@@ -126,7 +126,11 @@ def train(
     """Train to the last step, from wherever the newest snapshot stands."""
     restored = protection.restore()
     journal.tell(
-        Kind.READY, step=restored.step, tier=restored.tier, rebuilt_bytes=restored.rebuilt_bytes
+        Kind.READY,
+        step=restored.step,
+        tier=restored.tier,
+        decoded_bytes=restored.decoded_bytes,
+        copied_bytes=restored.copied_bytes,
     )
     pace = threading.Event()
     for step in range(restored.step + 1, steps):
