@@ -250,7 +250,8 @@ class Snapshotter:
             The committed step, `step` or newer.
 
         Raises:
-            ProtectionTimeout: not in time; says whom it waits for.
+            ProtectionTimeout: not in time, and says whom it waits for; or never, because some
+                rank skipped the step.
         """
         self._check_open()
         wanted = self._snapshot_step if step is None else step
@@ -263,6 +264,11 @@ class Snapshotter:
             reached = progress.HasField("committed") and progress.committed.step >= wanted
             if reached and progress.is_protected:
                 return int(progress.committed.step)
+            if self._given_up(wanted):
+                raise ProtectionTimeout(
+                    f"step {wanted} will not be protected: some rank has no snapshot of it",
+                    "Train on: the next snapshot that every rank takes will be",
+                )
             if deadline.over:
                 raise ProtectionTimeout(
                     f"step {wanted} was not protected within {timeout_s:.1f} s: {self._why()}",
@@ -475,6 +481,12 @@ class Snapshotter:
                 "step()",
             )
         self._shapes = shapes
+
+    def _given_up(self, step: int) -> bool:
+        """Whether the daemon has let go of a snapshot that was handed over."""
+        progress = self._progress
+        held = any(version.step == step for version in progress.sealed)
+        return self._channel.up and step < progress.passed_step and not held
 
     def _why(self) -> str:
         if not self._channel.up:

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from snapshotd.core.slot import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
-from snapshotd.metadata import TrainerFacts
+from snapshotd.metadata import SlotCounters, TrainerFacts
 from snapshotd.rpc.convert import decision_id_from, decision_to, version_to
 from snapshotd.rpc.trainers import TrainerSocket, refused
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
-from snapshotd.wire.v1 import node_pb2, segment_pb2
+from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 
 if TYPE_CHECKING:
@@ -200,15 +200,13 @@ class TrainerDesk:
         )
         if job.committed is not None:
             progress.committed.CopyFrom(version_to(job.committed))
-        progress.sealed.extend(self._sealed_of(trainer))
+        facts = self._machine.facts("", SlotCounters())
+        mine = [d for d in facts.data if (d.job, d.shard) == (trainer.job, trainer.shard)]
+        progress.sealed.extend(version_to(d.version) for d in mine)
+        progress.passed_step = facts.trainer.passed_step if facts.trainer else 0
         missing = self._machine.why_not_protected(job)
         progress.waits_for.extend(f"{home} {why}" for home, why in missing)
         return progress
-
-    def _sealed_of(self, trainer: TrainerFacts) -> list[segment_pb2.Version]:
-        facts = self._machine.facts("", self._smp.vault.counters())
-        mine = [d for d in facts.data if (d.job, d.shard) == (trainer.job, trainer.shard)]
-        return [version_to(d.version) for d in mine]
 
 
 def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from snapshotd_client import Restored, Snapshotter
+from snapshotd_client import ProtectionTimeout, Restored, Snapshotter, WrongUse
 from tests.integration.cluster import Node
 
 WIDTH = 64
@@ -142,6 +142,18 @@ class Job:
         for _ in range(steps):
             self.train(1)
             self.protected()
+
+    def train_until_protected(self, most_steps: int = 100) -> None:
+        """Train until a step of this call is committed: after a fault some steps are skipped."""
+        first = self.next_step
+        for _ in range(most_steps):
+            self.train(1)
+            try:
+                if self.protected() >= first:
+                    return
+            except (ProtectionTimeout, WrongUse):
+                continue
+        raise AssertionError(f"nothing was protected in {most_steps} steps")
 
     def vanish(self) -> None:
         for rank in self.ranks:

@@ -47,7 +47,7 @@ def test_daemon_dies_training_goes_on_and_protection_returns(cluster: Make) -> N
         return all(r.snap.status().connected for r in job.ranks)
 
     eventually("the trainer has found its daemon again", back, pause_s=0.2)
-    job.train_protected(2)
+    job.train_until_protected()
     job.check()
     held = nodes[1].status().slots[0].data
     assert held, "the restarted daemon has adopted or sealed something"

@@ -68,9 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code."""
     arguments = _arguments(argv)
     console = Console()
-    # A demo that is told to end cleans up like one that is interrupted.
+    # A demo that is told to end cleans up like one that is interrupted; nohup is respected.
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
     try:
         _prepare(arguments.out, [_REFERENCE, *map(_name, arguments.parity)])
         with ExitStack() as stack:

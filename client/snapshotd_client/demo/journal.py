@@ -6,13 +6,12 @@ import json
 import os
 import socket
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Final, Self, TypedDict, Unpack
 
-SEND_TIMEOUT_S: Final = 1.0
+SEND_TIMEOUT_S: Final = 5.0
 
 
 class Kind(StrEnum):
@@ -77,7 +76,8 @@ class Facts(TypedDict, total=False):
 class Journal:
     """A rank's events: appended to its file, and sent to the watcher's socket where there is one.
 
-    A watcher that is gone never holds the trainer up: the file has everything.
+    A watcher that is gone does not hold the trainer up, one that is slow does so only once: the
+    file has everything.
     """
 
     def __init__(self, directory: Path, *, rank: int, node: str, watcher: str = "") -> None:
@@ -92,13 +92,17 @@ class Journal:
         line = event.to_line() + "\n"
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(line)
-        if self._watcher:
-            with suppress(OSError):
+        try:
+            if self._watcher:
                 self._watcher.sendall(line.encode())
+        except OSError:
+            # Part of a line may be out; nothing after it could be understood.
+            self.close()
 
     def close(self) -> None:
         if self._watcher:
             self._watcher.close()
+            self._watcher = None
 
 
 def _connected(path: str) -> socket.socket | None:

@@ -181,7 +181,7 @@ class Accepted(_message.Message):
     def __init__(self) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("committed", "is_protected", "why_not", "waits_for", "sealed", "cadence", "skipped")
+    __slots__ = ("committed", "is_protected", "why_not", "waits_for", "sealed", "cadence", "skipped", "passed_step")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     IS_PROTECTED_FIELD_NUMBER: _ClassVar[int]
     WHY_NOT_FIELD_NUMBER: _ClassVar[int]
@@ -189,6 +189,7 @@ class Progress(_message.Message):
     SEALED_FIELD_NUMBER: _ClassVar[int]
     CADENCE_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
+    PASSED_STEP_FIELD_NUMBER: _ClassVar[int]
     committed: _segment_pb2.Version
     is_protected: bool
     why_not: str
@@ -196,7 +197,8 @@ class Progress(_message.Message):
     sealed: _containers.RepeatedCompositeFieldContainer[_segment_pb2.Version]
     cadence: _node_pb2.Cadence
     skipped: int
-    def __init__(self, committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., is_protected: bool = ..., why_not: _Optional[str] = ..., waits_for: _Optional[_Iterable[str]] = ..., sealed: _Optional[_Iterable[_Union[_segment_pb2.Version, _Mapping]]] = ..., cadence: _Optional[_Union[_node_pb2.Cadence, _Mapping]] = ..., skipped: _Optional[int] = ...) -> None: ...
+    passed_step: int
+    def __init__(self, committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., is_protected: bool = ..., why_not: _Optional[str] = ..., waits_for: _Optional[_Iterable[str]] = ..., sealed: _Optional[_Iterable[_Union[_segment_pb2.Version, _Mapping]]] = ..., cadence: _Optional[_Union[_node_pb2.Cadence, _Mapping]] = ..., skipped: _Optional[int] = ..., passed_step: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("code", "what", "remedy")
