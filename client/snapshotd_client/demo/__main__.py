@@ -38,6 +38,7 @@ STEPS: Final = 40
 STEP_S: Final = 0.3
 _MARKER: Final = ".snapshotd-demo"
 _REFERENCE: Final = "reference"
+_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
@@ -68,17 +69,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code."""
     arguments = _arguments(argv)
     console = Console()
-    # A demo that is told to end cleans up like one that is interrupted; nohup is respected.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler)
     try:
         _prepare(arguments.out, [_REFERENCE, *map(_name, arguments.parity)])
-        with ExitStack() as stack:
-            # Once cleaning up has begun, nothing interrupts it.
-            stack.callback(_obey_signals)
-            stage = stack.enter_context(_stage(arguments.out, arguments.shm, console))
-            stack.callback(_ignore_signals)
+        with _interruptible(), _stage(arguments.out, arguments.shm, console) as stage:
             _perform(stage, arguments, console)
     except (DemoError, Disagreement, OSError) as error:
         console.print("[bold red]failed:[/bold red]", escape(str(error)), soft_wrap=True)
@@ -152,6 +145,8 @@ def _stage(out: Path, shm: Path, console: Console) -> Iterator[Stage]:
         # The rendezvous store lives here, so that no node is needed for it.
         store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
         live = stack.enter_context(Live(console))
+        # Once cleaning up has begun, nothing interrupts it.
+        stack.callback(_ignore_signals)
         yield Stage(out, scratch, memory, inbox, store, live)
 
 
@@ -174,15 +169,23 @@ def _drop_final_states(out: Path) -> None:
         path.unlink()
 
 
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Clean up when told to end, as when interrupted; nohup is respected."""
+    before = {number: signal.getsignal(number) for number in _SIGNALS}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _ignore_signals() -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in _SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-
-
-def _obey_signals() -> None:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _name(parity: int) -> str:

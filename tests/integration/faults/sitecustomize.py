@@ -14,11 +14,12 @@ import inspect
 import os
 import signal
 import sys
+from pathlib import Path
 
 
 def _strike(role: str) -> None:
     try:
-        os.unlink(os.environ["TEST_KILL_ARM"])
+        Path(os.environ["TEST_KILL_ARM"]).unlink()
     except FileNotFoundError:
         return
     if role == "both":
