@@ -129,7 +129,8 @@ class Timeouts(_Section):
 
 
 def _same_as_run_dir(data: dict[str, Any]) -> Any:
-    return data["run_dir"]
+    # Absent where run_dir itself is wrong, which is the error to report; older pydantic asks still.
+    return data.get("run_dir", Path("/"))
 
 
 class Config(_Section):

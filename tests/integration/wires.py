@@ -1,0 +1,136 @@
+"""Raw ends of every socket of a daemon, for tests that say what no client of ours would."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import zmq
+
+from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import trainer_pb2 as tp
+from tests.integration.cluster import Node
+
+ANSWER_S = 10.0
+_OPTIONS = [("grpc.max_send_message_length", -1), ("grpc.enable_http_proxy", 0)]
+
+
+class Trainer:
+    """A trainer's socket without a Snapshotter behind it."""
+
+    def __init__(self, path: Path, incarnation: str = "impostor") -> None:
+        self._context = zmq.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.set(zmq.LINGER, 0)
+        self._socket.connect(f"ipc://{path}")
+        self._incarnation = incarnation
+        self._number = 0
+
+    def send(self, *frames: bytes) -> None:
+        self._socket.send_multipart(frames)
+
+    def say(self, **body: object) -> int:
+        """Send a well-formed message; its number."""
+        self._number += 1
+        message = tp.ToDaemon(
+            protocol=PROTOCOL_VERSION, request=self._number, incarnation=self._incarnation, **body
+        )
+        self.send(message.SerializeToString())
+        return self._number
+
+    def hear(self, request: int, timeout_s: float = ANSWER_S) -> tp.ToTrainer:
+        """The answer to a request; what comes unasked is passed over."""
+        deadline_s = time.monotonic() + timeout_s
+        while True:
+            left_s = deadline_s - time.monotonic()
+            assert left_s > 0, f"no answer within {timeout_s} s"
+            if self._socket.poll(int(left_s * 1000)):
+                reply = tp.ToTrainer.FromString(self._socket.recv())
+                if reply.request == request and reply.WhichOneof("body") != "progress":
+                    return reply
+
+    def ask(self, **body: object) -> tp.ToTrainer:
+        return self.hear(self.say(**body))
+
+    def refused(self, **body: object) -> tp.Refused:
+        reply = self.ask(**body)
+        assert reply.WhichOneof("body") == "refused", reply
+        return reply.refused
+
+    def close(self) -> None:
+        self._socket.close()
+        self._context.term()
+
+
+@contextmanager
+def trainer(path: Path, incarnation: str = "impostor") -> Iterator[Trainer]:
+    made = Trainer(path, incarnation)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def front(node: Node) -> Path:
+    return node.run_dir / FRONT_SOCKET
+
+
+def desk(node: Node, slot: int = 0) -> Path:
+    return node.run_dir / f"slot-{slot}.sock"
+
+
+def links(node: Node) -> str:
+    return f"unix:{node.run_dir / 'links.sock'}"
+
+
+def blocks(node: Node, slot: int = 0) -> str:
+    """Address of a slot's block service."""
+    return next(s.address for s in node.status().slots if s.slot == slot)
+
+
+def _plain(message: object) -> bytes:
+    return message if isinstance(message, bytes) else message.SerializeToString()
+
+
+@contextmanager
+def _channel(address: str) -> Iterator[grpc.Channel]:
+    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+        yield channel
+
+
+def call(address: str, method: str, message: object, reply: type | None = None) -> object:
+    """One unary call with a message or with any bytes. Raises grpc.RpcError."""
+    with _channel(address) as channel:
+        parse = reply.FromString if reply else None
+        stub = channel.unary_unary(f"/snapshotd.wire.v1.{method}", _plain, parse)
+        return stub(message, timeout=ANSWER_S)
+
+
+def read(address: str, message: object) -> list[pb.ReadReply]:
+    """All that a Read answers. Raises grpc.RpcError."""
+    with _channel(address) as channel:
+        method = "/snapshotd.wire.v1.Blocks/Read"
+        stub = channel.unary_stream(method, _plain, pb.ReadReply.FromString)
+        return list(stub(message, timeout=ANSWER_S))
+
+
+def store(address: str, parts: Iterable[object]) -> None:
+    """Send the parts of a Store. Raises grpc.RpcError."""
+    with _channel(address) as channel:
+        method = "/snapshotd.wire.v1.Blocks/Store"
+        channel.stream_unary(method, _plain, None)(iter(parts), timeout=ANSWER_S)
+
+
+def link(node: Node, parts: Iterable[object]) -> list[bytes]:
+    """Play an SMP on links.sock until the supervisor ends it. Raises grpc.RpcError."""
+    with _channel(links(node)) as channel:
+        stub = channel.stream_stream("/snapshotd.wire.v1.Local/Link", _plain, None)
+        return list(stub(iter(parts), timeout=ANSWER_S))
+
+
+def refusal(error: grpc.RpcError) -> tuple[grpc.StatusCode, str]:
+    return error.code(), error.details()
