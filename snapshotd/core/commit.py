@@ -14,7 +14,7 @@ from snapshotd.core.protection import Slots, newest_protected
 from snapshotd.core.restore import released
 from snapshotd.metadata import Cadence, Decision, JobFacts, Version
 
-_NEVER = Version(0, 0)
+_NEVER = Version(-1, -1)  # before any version
 
 
 def merge(mine: JobFacts | None, theirs: JobFacts) -> JobFacts:

@@ -36,6 +36,7 @@ from snapshotd_client.demo.run import running
 
 STEPS: Final = 40
 STEP_S: Final = 0.3
+PLAIN_WIDTH: Final = 140
 _MARKER: Final = ".snapshotd-demo"
 _REFERENCE: Final = "reference"
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -68,7 +69,8 @@ class Stage:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the demo; the exit code."""
     arguments = _arguments(argv)
-    console = Console()
+    # Into a file or a pipe the table goes in full width; a terminal has its own.
+    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH)
     try:
         _prepare(arguments.out, [_REFERENCE, *map(_name, arguments.parity)])
         with _interruptible(), _stage(arguments.out, arguments.shm, console) as stage:
