@@ -21,8 +21,9 @@ from snapshotd.coding.codec import ZfecCodec, known_answer_test
 from snapshotd.config import Config
 from snapshotd.core.board import Board, Policy
 from snapshotd.core.membership import Membership, Refusal
+from snapshotd.errors import ConfigError
 from snapshotd.flow.children import Children
-from snapshotd.flow.front import FrontDesk
+from snapshotd.flow.front import FrontDesk, slot_socket_path
 from snapshotd.flow.records import Records
 from snapshotd.flow.status import Clock, exposure, node_status, plan_reply
 from snapshotd.flow.supervisor import Pace, Supervisor
@@ -30,9 +31,10 @@ from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import DirectoryLock
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.channels import Channels
+from snapshotd.rpc.convert import MAX_SLOTS
 from snapshotd.rpc.local import LocalServer
 from snapshotd.rpc.node import NodeServer
-from snapshotd.rpc.trainers import TrainerSocket
+from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
 from snapshotd.smp import SmpSettings
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
 from snapshotd.wire.protocol import FRONT_SOCKET
@@ -52,10 +54,40 @@ def serve(config: Config) -> int:
     Raises:
         SnapshotdError: it cannot start, or must not go on.
     """
-    config.run_dir.mkdir(parents=True, exist_ok=True, mode=0o770)
-    with DirectoryLock(config.run_dir):
+    _check_sockets(config.run_dir)
+    with _owned(config.run_dir, "run_dir"), _owned(config.shm_dir, "shm_dir"):
         asyncio.run(Node(config).run())
     return 0
+
+
+def _check_sockets(run_dir: Path) -> None:
+    """The longest name that will be bound there must fit in a socket's address."""
+    longest = len(os.fsencode(slot_socket_path(run_dir, MAX_SLOTS - 1)))
+    if longest > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(
+            f"run_dir {run_dir} makes socket paths of {longest} bytes, the system's limit is "
+            f"{MAX_SOCKET_PATH_BYTES}",
+            f"Choose a run_dir that is {longest - MAX_SOCKET_PATH_BYTES} bytes shorter",
+        )
+
+
+@contextlib.contextmanager
+def _owned(directory: Path, key: str) -> Iterator[None]:
+    """Make a directory, and keep every other daemon out of it."""
+    lock = DirectoryLock(directory)
+    try:
+        directory.mkdir(parents=key == "run_dir", exist_ok=True, mode=0o770)
+        lock.acquire()
+    except OSError as error:
+        raise ConfigError(
+            f"{key} {directory} cannot be used: {error.strerror}",
+            f"Set {key} to a directory that this user can make and write"
+            + (", on a tmpfs that is mounted" if key == "shm_dir" else ""),
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 class Node:

@@ -19,7 +19,7 @@ from snapshotd.coding.codec import ZfecCodec, known_answer_test
 from snapshotd.config import Config
 from snapshotd.config.model import LogFormat, LogLevel
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import PeerError
+from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
 from snapshotd.flow.smp import Smp
@@ -101,7 +101,7 @@ async def run(settings: SmpSettings) -> None:
     lock = settings.run_dir / trainer_lock_name(settings.slot)
     link = Link(settings.run_dir / "links.sock")
     smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock)
-    server = BlocksServer(vault, settings.cluster_id)
+    server = BlocksServer(vault, settings.cluster_id, settings.stall_s)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
@@ -159,6 +159,9 @@ def main(argv: list[str] | None = None) -> int:
         asyncio.run(run(settings))
     except PeerError as error:
         log.info("slot %d ends: %s", settings.slot, error)
+    except SnapshotdError as error:
+        log.error("slot %d cannot be served: %s", settings.slot, error)
+        return 1
     return 0
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from snapshotd.core.protection import Slots, data_at, lacking, parity_at, parity_homes
+from snapshotd.core.encoding import Pace, stripes_to_code
+from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Instruction, Stage
+from snapshotd.core.protection import Slots, lacking
 from snapshotd.core.restore import should_adopt
-from snapshotd.core.retention import may_free_data, may_free_parity, may_free_version
-from snapshotd.core.stripes import stripe
+from snapshotd.core.retention import may_free_data, may_free_parity
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,
@@ -31,78 +32,12 @@ from snapshotd.metadata import (
 )
 from snapshotd.wire.protocol import ErrorCode
 
-RETRY_FIRST_S = 0.1
-RETRY_LAST_S = 2.0
-HEARSAY_S = 1.0  # for a holder's facts to tell of a stored row, before it is sent once more
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """Bring this slot's shard of the decided version into this slot's memory and verify it."""
-
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """Answer the trainer's restore()."""
-
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Grant:
-    """Give the trainer a buffer for a step."""
-
-    job: str
-    shard: int
-    version: Version
-    image_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
-class Deny:
-    """No snapshot of this step; training goes on."""
-
-    step: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Free:
-    """These bytes are no longer needed by anyone."""
-
-    holding: DataHolding | ParityHolding
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Encode:
-    """Gather a stripe, compute parity rows, keep row 0 and hand on the others."""
-
-    job: str
-    epoch: int
-    version: Version
-    group: Group
-    stripe: int
-    rows: tuple[int, ...]
-    members: tuple[DataHolding, ...]
-
-
-Instruction = Stage | Answer | Grant | Deny | Free | Encode
-
 
 @dataclass(frozen=True, slots=True)
 class _Claim:
     step: int
     image_bytes: int
     until_s: float
-
-
-@dataclass(slots=True)
-class _Backoff:
-    not_before_s: float
-    delay_s: float
 
 
 class SlotMachine:
@@ -119,10 +54,7 @@ class SlotMachine:
         self._filling: Version | None = None  # granted to the trainer, or being sealed
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._staging: DecisionId | None = None
-        self._encoding: set[tuple[str, Version]] = set()
-        self._backoff: dict[tuple[str, Version], _Backoff] = {}
-        self._coded: set[tuple[str, Version]] = set()  # just encoded; holders have yet to say so
-        self._judged_s = float("-inf")
+        self._pace = Pace()
         self.aborted = 0
 
     # -- what the slot publishes
@@ -253,43 +185,29 @@ class SlotMachine:
             self.trainer = replace(self.trainer, failure=reason)
 
     def encoded(self, task: Encode) -> None:
-        """All rows of a stripe are stored where they belong.
-
-        Their holders' facts say so a moment later; until then the stripe is not coded again.
-        """
-        key = (task.job, task.version)
-        self._encoding.discard(key)
-        self._backoff.pop(key, None)
-        self._coded.add(key)
+        """All rows of a stripe are stored where they belong."""
+        self._pace.done(task)
 
     def encode_failed(self, task: Encode, now_s: float) -> None:
         """Some row is not stored; tried again after a pause that grows."""
-        key = (task.job, task.version)
-        self._encoding.discard(key)
-        last = self._backoff.get(key)
-        delay_s = min(RETRY_LAST_S, last.delay_s * 2) if last else RETRY_FIRST_S
-        self._backoff[key] = _Backoff(now_s + delay_s, delay_s)
+        self._pace.failed(task, now_s)
 
     # -- conclusions
 
     def next_wake_s(self) -> float | None:
         """When `instructions` may have something new without any event; never a time gone by."""
-        times = [b.not_before_s for b in self._backoff.values() if b.not_before_s > self._judged_s]
+        times = self._pace.wakes_s()
         if self._claim is not None:
             times.append(self._claim.until_s)
         return min(times, default=None)
 
     def instructions(self, now_s: float) -> list[Instruction]:
         """Everything that is to be done now."""
-        self._judged_s = now_s
-        for key in self._coded:
-            self._backoff[key] = _Backoff(now_s + HEARSAY_S, RETRY_FIRST_S)
-        self._coded.clear()
         return [
             *self._follow_decision(),
             *self._frees(),
             *self._judge_claim(now_s),
-            *self._encodes(now_s),
+            *self._pace.startable(self._encodes(), now_s),
         ]
 
     def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
@@ -354,7 +272,7 @@ class SlotMachine:
         if newer and isinstance(holding, DataHolding):
             self.aborted += 1
         self.lose(holding)
-        self._backoff.pop((holding.job, holding.version), None)
+        self._pace.forget(holding.job, holding.version)
         return Free(holding, reason)
 
     def _judge_claim(self, now_s: float) -> list[Instruction]:
@@ -408,64 +326,18 @@ class SlotMachine:
             return None
         return group
 
-    def _encodes(self, now_s: float) -> list[Instruction]:
-        """The stripe whose first parity row is this slot's, for each version that lacks a row."""
+    def _encodes(self) -> list[Encode]:
         trainer = self.trainer
         job = self.orders.job(trainer.job) if trainer else self._resident_job()
-        if job is None or job.decision is None or job.lineage != job.decision.id.epoch:
+        if job is None:
             return []
-        group = self._home_group(job.decision)
-        if group is None or group.parity == 0:
-            return []
-        tasks = [self._encode(job, group, version) for version in self._uncoded(job)]
-        return [t for t in tasks if t is not None and self._may_start(t, now_s)]
+        versions = {d.version for d in self._data.values() if d.job == job.job}
+        return stripes_to_code(job, self.home, sorted(versions), self._slots())
 
     def _resident_job(self) -> JobFacts | None:
         """Without a trainer: the job whose data this slot holds."""
         held = {d.job for d in self._data.values()}
         return next((j for j in self.orders.jobs if j.job in held), None)
-
-    def _home_group(self, decision: Decision) -> Group | None:
-        homes = ((g, m.home) for g in decision.groups for m in g.members)
-        return next((g for g, home in homes if home == self.home), None)
-
-    def _uncoded(self, job: JobFacts) -> list[Version]:
-        slots = self._slots()
-        versions = {d.version for d in self._data.values() if d.job == job.job}
-        return sorted(
-            v
-            for v in versions
-            if not may_free_version(job, v, slots)
-            and (v == job.committed or v.epoch == job.lineage)
-        )
-
-    def _encode(self, job: JobFacts, group: Group, version: Version) -> Encode | None:
-        slots = self._slots()
-        held = [data_at(slots, m.home, job.job, m.shard, version) for m in group.members]
-        members = tuple(d for d in held if d is not None)
-        if len(members) < group.size:
-            return None
-        index = next(i for i, m in enumerate(group.members) if m.home == self.home)
-        digests = tuple(d.content_digest for d in members)
-        rows = tuple(
-            place.row
-            for place, home in parity_homes(group)
-            if place.stripe == index
-            and _reachable(slots, home)
-            and not _stored(parity_at(slots, home, job.job, version, place), digests)
-        )
-        sources = stripe(group.size, group.parity, index).sources
-        if not rows or not all(_reachable(slots, group.members[s.position].home) for s in sources):
-            return None
-        return Encode(job.job, job.lineage, version, group, index, rows, members)
-
-    def _may_start(self, task: Encode, now_s: float) -> bool:
-        key = (task.job, task.version)
-        pause = self._backoff.get(key)
-        if key in self._encoding or (pause and now_s < pause.not_before_s):
-            return False
-        self._encoding.add(key)
-        return True
 
     # -- small parts
 
@@ -515,12 +387,3 @@ class SlotMachine:
         self.trainer = None
         self._claim = None
         self._filling = None
-
-
-def _reachable(slots: Slots, home: Home) -> bool:
-    facts = slots.get(home)
-    return facts is not None and bool(facts.address)
-
-
-def _stored(holding: ParityHolding | None, digests: tuple[bytes, ...]) -> bool:
-    return holding is not None and holding.content_digests == digests

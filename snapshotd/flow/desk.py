@@ -10,10 +10,17 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from snapshotd.core.slot import Answer, Deny
+from snapshotd.core.instructions import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import SlotCounters, TrainerFacts
-from snapshotd.rpc.convert import decision_id_from, decision_to, version_to
+from snapshotd.rpc.convert import (
+    check_job,
+    check_name,
+    check_rank,
+    decision_id_from,
+    decision_to,
+    version_to,
+)
 from snapshotd.rpc.trainers import TrainerSocket, refused
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
 from snapshotd.wire.v1 import node_pb2
@@ -122,14 +129,13 @@ class TrainerDesk:
             raise RequestError(
                 ErrorCode.OUT_OF_ORDER, f"buffer {written.buffer!r} was not granted for this step"
             )
-        capacity = filling.segment.image_capacity
-        if not written.manifest_bytes <= written.image_bytes <= capacity:
+        if not written.manifest_bytes <= written.image_bytes <= filling.image_bytes:
             raise RequestError(
                 ErrorCode.MALFORMED,
                 f"an image of {written.image_bytes} bytes with a manifest of "
-                f"{written.manifest_bytes} in a buffer of {capacity}",
+                f"{written.manifest_bytes} in a buffer that was claimed for {filling.image_bytes}",
             )
-        self._smp.start(self._smp.seal(written.image_bytes, written.manifest_bytes))
+        self._smp.seal_filling(written.image_bytes, written.manifest_bytes)
 
     def _passed(self, step: int) -> None:
         self._machine.passed(step)
@@ -212,12 +218,10 @@ class TrainerDesk:
 def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:
     """What an Attach says of its trainer. Raises RequestError when it makes no sense."""
     attach = message.attach
-    if not attach.job or not message.incarnation or attach.shard >= attach.world:
-        raise RequestError(
-            ErrorCode.MALFORMED,
-            f"rank {attach.shard} of a world of {attach.world} in job {attach.job!r}",
-            "Set RANK, WORLD_SIZE and the job's name (torchrun does), or pass them",
-        )
+    check_job(attach.job)
+    check_rank(attach.shard, attach.world)
+    check_name("an incarnation", message.incarnation)
+    check_name("a run id", attach.run_id)
     return TrainerFacts(
         job=attach.job,
         run_id=attach.run_id,

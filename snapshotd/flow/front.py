@@ -9,12 +9,11 @@ from pathlib import Path
 from snapshotd.errors import RequestError
 from snapshotd.flow.children import Children
 from snapshotd.flow.supervisor import Supervisor
+from snapshotd.rpc.convert import check_slot
 from snapshotd.rpc.trainers import TrainerSocket, refused
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import trainer_pb2 as pb
 
-#: More trainers than any node has GPUs; a bound, so that a wild LOCAL_RANK starts nothing.
-MAX_SLOTS = 64
 #: An SMP has linked by then, or is still verifying what it adopted; the trainer asks again.
 READY_S = 5.0
 
@@ -48,10 +47,7 @@ class FrontDesk:
                 ErrorCode.OUT_OF_ORDER, "this socket answers Find only; the SMP's does the rest"
             )
         slot = message.find.slot
-        if slot >= MAX_SLOTS:
-            raise RequestError(
-                ErrorCode.MALFORMED, f"local rank {slot} is beyond the {MAX_SLOTS} slots of a node"
-            )
+        check_slot(slot)
         self._children.ensure(slot)
         answer = self._answer(identity, message.request, slot)
         self._spawn(asyncio.get_running_loop().create_task(answer))

@@ -14,15 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Instruction, Stage
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
-from snapshotd.core.slot import Answer, Deny, Encode, Free, Grant, Instruction, SlotMachine, Stage
-from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
+from snapshotd.core.slot import SlotMachine
+from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_alive
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts
+from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -38,6 +39,7 @@ class Filling:
 
     segment: Segment
     step: int
+    image_bytes: int  # that it was claimed for
 
 
 class Smp:
@@ -63,6 +65,7 @@ class Smp:
         self.desk: TrainerDesk | None = None
         self.filling: Filling | None = None
         self.address = ""
+        vault.on_change = self.wake
 
     def follow(self, orders: Orders) -> None:
         """The supervisor states what there is to know."""
@@ -164,35 +167,37 @@ class Smp:
             segment = await self.vault.begin_data(
                 grant.job, grant.shard, grant.version, grant.image_bytes
             )
-        except NoRoom as error:
+        except SnapshotdError as error:
             log.warning("no room for step %d: %s", grant.version.step, error)
-            self.machine.passed(grant.version.step)
+            self._give_up(grant.version)
             if self.desk is not None:
                 await self.desk.deliver(Deny(grant.version.step, str(error)))
             return
         if self.machine.filling != grant.version or self.desk is None:
             self.vault.give_back(segment)  # the trainer went away meanwhile
             return
-        self.filling = Filling(segment, grant.version.step)
+        self.filling = Filling(segment, grant.version.step, grant.image_bytes)
         await self.desk.granted(segment)
 
-    async def seal(self, image_bytes: int, manifest_bytes: int) -> None:
-        """The trainer has written its buffer."""
+    def seal_filling(self, image_bytes: int, manifest_bytes: int) -> None:
+        """The trainer has written its buffer: from now on it is not the trainer's any more."""
         filling, trainer = self.filling, self.machine.trainer
-        assert filling is not None
-        assert trainer is not None
+        assert filling is not None, "the desk has looked"
+        assert trainer is not None, "a buffer is given back when its trainer goes"
         self.filling = None
-        try:
-            holding = await self.vault.seal_data(
-                filling.segment, trainer.world, image_bytes, manifest_bytes
-            )
-        except NoRoom as error:
-            log.error("step %d cannot be sealed: %s", filling.step, error)
-            self.vault.give_back(filling.segment)
-            self.machine.passed(filling.step)
-            return
-        self.vault.enter(filling.segment)
+        self.start(self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes))
+
+    async def _seal(
+        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+    ) -> None:
+        holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+        self.vault.enter(segment)
         self.machine.sealed(holding)
+
+    def _give_up(self, version: Version) -> None:
+        """A granted step gets no buffer; nothing changes where its trainer is gone."""
+        if self.machine.filling == version:
+            self.machine.passed(version.step)
 
     async def _encode(self, task: Encode) -> None:
         try:
@@ -237,12 +242,8 @@ class Smp:
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
 
     async def _verify(self, holding: DataHolding) -> None:
-        segment = self.vault.segment(holding.job, holding.version, holding.shard)
-        try:
+        with self.vault.reading(holding.job, holding.version, holding.shard) as segment:
             await asyncio.to_thread(segment.verify)
-        except DamagedBytes as error:
-            self.vault.quarantine(holding, str(error))
-            raise
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

@@ -12,8 +12,8 @@ from contextlib import ExitStack, nullcontext
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import chunk_digests
+from snapshotd.core.instructions import Encode
 from snapshotd.core.recovery import BlockInput, BlockPlan, Copy, Decode
-from snapshotd.core.slot import Encode
 from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.errors import DamagedBytes, PeerError
 from snapshotd.flow.vault import Vault
@@ -178,8 +178,14 @@ class Transfers:
         reader = self._client.read(address, held.job, held.version, held.shard, 0, held.image_bytes)
         try:
             record = await reader.record()
-            if not isinstance(record, seg.SealRecord):
-                raise PeerError(f"{address} sent a parity block for shard {held.shard}")
+            if (
+                not isinstance(record, seg.SealRecord)
+                or record.image_bytes != held.image_bytes
+                or record.content_digest != held.content_digest
+            ):
+                raise DamagedBytes(
+                    f"{address} serves other bytes of shard {held.shard} than it says"
+                )
             segment = await self._vault.begin_data(
                 held.job, held.shard, held.version, held.image_bytes
             )

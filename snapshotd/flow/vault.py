@@ -21,7 +21,7 @@ from snapshotd.memory.segment import Segment
 from snapshotd.memory.states import Kind
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
 from snapshotd.rpc.block_service import Record, What
-from snapshotd.rpc.convert import malformed, place_from, version_from
+from snapshotd.rpc.convert import check_seal, malformed, place_from, version_from
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -42,12 +42,15 @@ class Vault:
         self._claiming = asyncio.Lock()  # the arena gives a segment again until it is begun
         self._sealed: dict[Key, Segment] = {}
         self._doomed: list[Segment] = []
+        self._condemned: dict[Segment, str] = {}  # damaged, and still being read: why
         self._arriving: set[Key] = set()
         self._sent_bytes = 0
         self._received_bytes = 0
         self.copied_bytes = 0
         self.decoded_bytes = 0
         self._quarantined = 0
+        #: Called when a peer's request changed what is held here.
+        self.on_change: Callable[[], None] = lambda: None
 
     # -- taking over
 
@@ -59,7 +62,7 @@ class Vault:
                 await asyncio.to_thread(segment.verify)
                 self.enter(segment)
             except (DamagedBytes, RequestError) as error:
-                self._quarantine(segment, str(error))
+                self._condemn(segment, str(error))
 
     def enter(self, segment: Segment) -> None:
         """From now on the sealed segment counts, and is served. Raises DamagedBytes."""
@@ -75,9 +78,21 @@ class Vault:
         self._sealed[self._key(holding)] = segment
         self._machine.keep(holding)
 
-    def _quarantine(self, segment: Segment, reason: str) -> None:
+    def _condemn(self, segment: Segment, reason: str) -> None:
+        """It is out of the books; its file goes when the last reader is done."""
         self._quarantined += 1
-        self._arena.quarantine(segment, reason)
+        self._condemned[segment] = reason
+        self._let_go(segment)
+
+    def _let_go(self, segment: Segment) -> None:
+        if segment.pinned:
+            return
+        reason = self._condemned.pop(segment, None)
+        if reason is not None:
+            self._arena.quarantine(segment, reason)
+        elif segment in self._doomed:
+            self._doomed.remove(segment)
+            segment.free()
 
     # -- filling
 
@@ -154,10 +169,8 @@ class Vault:
         segment = self._sealed.pop(self._key(holding), None)
         if segment is None:
             return
-        if segment.pinned:
-            self._doomed.append(segment)
-        else:
-            segment.free()
+        self._doomed.append(segment)
+        self._let_go(segment)
 
     async def tidy(self) -> None:
         """Give memory back that the usual course of steps does not need."""
@@ -167,9 +180,11 @@ class Vault:
     def quarantine(self, holding: DataHolding | ParityHolding, reason: str) -> None:
         """The bytes did not verify: they are never served again."""
         segment = self._sealed.pop(self._key(holding), None)
+        if segment is None:
+            return
         self._machine.lose(holding)
-        if segment is not None:
-            self._quarantine(segment, reason)
+        self._condemn(segment, reason)
+        self.on_change()
 
     # -- reading
 
@@ -186,16 +201,22 @@ class Vault:
 
     @contextmanager
     def reading(self, job: str, version: Version, what: What) -> Iterator[Segment]:
-        """The sealed segment, kept from being freed for the time of the context."""
+        """The sealed segment, kept from being freed for the time of the context.
+
+        A reader that finds it damaged says so by DamagedBytes, and it is quarantined.
+        """
         segment = self.segment(job, version, what)
+        holding = describe(segment)
         segment.pin()
         try:
             yield segment
+        except DamagedBytes as error:
+            if self._sealed.get((job, version, what)) is segment:
+                self.quarantine(holding, str(error))
+            raise
         finally:
             segment.unpin()
-            if segment in self._doomed and not segment.pinned:
-                self._doomed.remove(segment)
-                segment.free()
+            self._let_go(segment)
 
     # -- storing for others
 
@@ -245,6 +266,7 @@ class Vault:
             self._machine.lose(holding)
             self.free(holding)
         self.enter(segment)
+        self.on_change()
 
     # -- counting
 
@@ -295,7 +317,8 @@ class IncomingBlock:
 
     async def _finish(self, record: seg.ParityRecord) -> None:
         try:
-            _check_record(record, self._key[2], self._image_bytes)
+            job, version, place = self._key
+            _check_record(record, job, version, place, self._image_bytes)
             await asyncio.to_thread(
                 self._segment.seal_parity, list(record.group), self._image_bytes
             )
@@ -313,9 +336,18 @@ class IncomingBlock:
             self._vault.give_back(self._segment)
 
 
-def _check_record(record: seg.ParityRecord, place: What, image_bytes: int) -> None:
-    """A record must describe the very block it came with."""
+def _check_record(
+    record: seg.ParityRecord, job: str, version: Version, place: What, image_bytes: int
+) -> None:
+    """A record must describe the very block it came with. Raises DamagedBytes."""
     assert isinstance(place, ParityPlace)
+    for sealed in record.group:
+        try:
+            check_seal(sealed)
+        except RequestError as error:
+            raise DamagedBytes(error.what) from error
+        if (sealed.job, version_from(sealed.version)) != (job, version):
+            raise DamagedBytes(f"the record of parity {place} describes another snapshot")
     sizes = [r.image_bytes for r in record.group]
     if len(sizes) != len(place.shards) or [r.shard for r in record.group] != list(place.shards):
         raise DamagedBytes(f"the record of parity {place} describes other shards")
@@ -335,10 +367,11 @@ def describe(segment: Segment) -> DataHolding | ParityHolding:
             record.content_digest,
         )
     place = place_from(record.place)
-    _check_record(record, place, record.image_bytes)
+    job, version = segment.header.job, version_from(segment.header.version)
+    _check_record(record, job, version, place, record.image_bytes)
     return ParityHolding(
-        segment.header.job,
-        version_from(segment.header.version),
+        job,
+        version,
         place,
         record.image_bytes,
         tuple(r.content_digest for r in record.group),

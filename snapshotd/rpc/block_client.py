@@ -13,12 +13,12 @@ import grpc
 import grpc.aio
 
 from snapshotd.coding.digest import check_range
-from snapshotd.errors import PeerError
+from snapshotd.errors import PeerError, RequestError
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.channels import Channels, peer_errors
-from snapshotd.rpc.convert import place_to, version_to
-from snapshotd.wire.protocol import PROTOCOL_VERSION
+from snapshotd.rpc.convert import check_seal, place_to, version_to
+from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -59,7 +59,11 @@ class BlocksClient:
             request.shard = what
         stub = node_pb2_grpc.BlocksStub(self._channels.to(address))
         return BlockReader(
-            stub.Read(request, wait_for_ready=False), address, offset, self._stall_s, self._received
+            stub.Read(request, wait_for_ready=False),
+            address,
+            request,
+            self._stall_s,
+            self._received,
         )
 
     async def record(self, address: str, job: str, version: Version, what: What) -> Record:
@@ -103,13 +107,14 @@ class BlockReader:
         self,
         call: grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadReply],
         address: str,
-        offset: int,
+        request: pb.ReadRequest,
         stall_s: float,
         received: Callable[[int], None],
     ) -> None:
         self._call = call
         self._address = address
-        self._at = offset
+        self._at = request.offset
+        self._end = request.offset + request.bytes
         self._stall_s = stall_s
         self._received = received
         self._record: Record | None = None
@@ -121,6 +126,8 @@ class BlockReader:
             part = reply.WhichOneof("part")
             if part == "chunk":
                 raise PeerError(f"{self._address} sent bytes before their record")
+            for sealed in [reply.seal] if part == "seal" else reply.parity.group:
+                self._check(sealed)
             self._record = reply.seal if part == "seal" else reply.parity
         return self._record
 
@@ -128,6 +135,12 @@ class BlockReader:
         """The next verified chunk. Raises PeerError, or DamagedBytes with the offset."""
         record = await self.record()
         chunk = memoryview((await self._next()).chunk)
+        expected = min(TRANSFER_BYTES, self._end - self._at)
+        if len(chunk) != expected:
+            raise PeerError(
+                f"{self._address} sent {len(chunk)} bytes at {self._at} of a block, "
+                f"{expected} were expected"
+            )
         check_range(chunk, self._at, record.image_bytes, record.grain_digests)
         self._at += len(chunk)
         self._received(len(chunk))
@@ -135,6 +148,12 @@ class BlockReader:
 
     def cancel(self) -> None:
         self._call.cancel()
+
+    def _check(self, sealed: seg.SealRecord) -> None:
+        try:
+            check_seal(sealed)
+        except RequestError as error:
+            raise PeerError(f"{self._address} sent what makes no sense: {error.what}") from error
 
     async def _next(self) -> pb.ReadReply:
         with peer_errors(self._address, "reading a block"):
@@ -168,19 +187,23 @@ class BlockWriter:
         self._sent = sent
 
     async def send(self, chunk: bytes) -> None:
-        if self._opening is not None:
-            await self._write(pb.StoreRequest(opening=self._opening))
-            self._opening = None
+        await self._open()
         await self._write(pb.StoreRequest(chunk=chunk))
         self._sent(len(chunk))
 
     async def finish(self, record: seg.ParityRecord) -> None:
         """End the stream; returns once the holder has verified and sealed the block."""
+        await self._open()  # a stripe whose blocks are all empty has no chunk
         await self._write(pb.StoreRequest(record=record))
         await self._bounded(self._done())
 
     def cancel(self) -> None:
         self._call.cancel()
+
+    async def _open(self) -> None:
+        if self._opening is not None:
+            await self._write(pb.StoreRequest(opening=self._opening))
+            self._opening = None
 
     async def _write(self, request: pb.StoreRequest) -> None:
         if self._call.done():

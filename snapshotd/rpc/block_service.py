@@ -6,14 +6,16 @@ way beyond. What is being read is pinned until the reader is done or gone.
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import AsyncIterator
-from contextlib import AbstractContextManager
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
+from contextlib import AbstractContextManager, aclosing
+from typing import Protocol, TypeVar
 
 import grpc
 import grpc.aio
 
+from snapshotd.coding.digest import check_range
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, RequestError, SnapshotdError
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.channels import OPTIONS
@@ -27,6 +29,7 @@ log = logging.getLogger(__name__)
 
 Record = seg.SealRecord | seg.ParityRecord
 What = int | ParityPlace
+T = TypeVar("T")
 
 
 class Sealed(Protocol):
@@ -43,6 +46,8 @@ class BlockStore(Protocol):
 
     def reading(self, job: str, version: Version, what: What) -> AbstractContextManager[Sealed]:
         """The sealed segment, kept from being freed for the time of the context.
+
+        DamagedBytes raised within the context takes it out of service.
 
         Raises:
             RequestError: it is not here.
@@ -85,22 +90,31 @@ def check_caller(cluster_id: str, mine: str, protocol: int) -> None:
 class BlocksService(node_pb2_grpc.BlocksServicer):
     """Serves blocks of one slot."""
 
-    def __init__(self, store: BlockStore, cluster_id: str) -> None:
+    def __init__(self, store: BlockStore, cluster_id: str, stall_s: float) -> None:
         self._store = store
         self._cluster_id = cluster_id
+        self._stall_s = stall_s
 
     async def Read(  # noqa: N802  # the name in the .proto
         self,
         request: pb.ReadRequest,
         context: grpc.aio.ServicerContext[pb.ReadRequest, pb.ReadReply],
-    ) -> AsyncIterator[pb.ReadReply]:
+    ) -> None:
         try:
-            async for reply in self._read(request):
-                yield reply
+            async with aclosing(self._read(request)) as replies:
+                async for reply in replies:
+                    # A reader that takes nothing must not keep the segment for ever.
+                    await self._bounded(context.write(reply), "took")
         except SnapshotdError as error:
             await context.abort(*status_of(error))
 
-    async def _read(self, request: pb.ReadRequest) -> AsyncIterator[pb.ReadReply]:
+    async def _bounded(self, wait: Awaitable[T], did: str) -> T:
+        try:
+            return await asyncio.wait_for(wait, self._stall_s)
+        except TimeoutError as error:
+            raise PeerError(f"a peer {did} nothing of a block for {self._stall_s} s") from error
+
+    async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[pb.ReadReply]:
         check_caller(request.cluster_id, self._cluster_id, request.protocol)
         version = version_from(request.version)
         shard = request.WhichOneof("what") == "shard"
@@ -116,6 +130,8 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             with sealed.image(record.image_bytes) as image:
                 for at in range(request.offset, end, TRANSFER_BYTES):
                     chunk = bytes(image[at : min(at + TRANSFER_BYTES, end)])
+                    # Here, and not at the reader's only: it is this node that must lose it.
+                    check_range(memoryview(chunk), at, record.image_bytes, record.grain_digests)
                     yield pb.ReadReply(chunk=chunk)
                     self._store.sent(len(chunk))
 
@@ -131,7 +147,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         return pb.StoreReply()
 
     async def _receive(self, requests: AsyncIterator[pb.StoreRequest]) -> None:
-        first = await anext(requests, None)
+        first = await self._next(requests)
         if first is None or first.WhichOneof("part") != "opening":
             raise malformed("a store stream did not begin with its opening")
         opening = first.opening
@@ -153,7 +169,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         self, image: memoryview, requests: AsyncIterator[pb.StoreRequest]
     ) -> seg.ParityRecord:
         at = 0
-        async for request in requests:
+        while (request := await self._next(requests)) is not None:
             if request.WhichOneof("part") == "record":
                 if at != len(image):
                     raise malformed(f"a parity block ended after {at} of {len(image)} bytes")
@@ -166,6 +182,9 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             self._store.received(len(chunk))
         raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
 
+    async def _next(self, requests: AsyncIterator[pb.StoreRequest]) -> pb.StoreRequest | None:
+        return await self._bounded(anext(requests, None), "sent")
+
 
 def _check_bounds(request: pb.ReadRequest, image_bytes: int) -> None:
     if request.offset + request.bytes > image_bytes:
@@ -173,8 +192,9 @@ def _check_bounds(request: pb.ReadRequest, image_bytes: int) -> None:
             f"bytes {request.offset} to {request.offset + request.bytes} were asked of an image "
             f"of {image_bytes}"
         )
-    if request.offset % grain_bytes(image_bytes):
-        raise malformed(f"offset {request.offset} is not a multiple of the grain")
+    grain, end = grain_bytes(image_bytes), request.offset + request.bytes
+    if request.offset % grain or (end % grain and end != image_bytes):
+        raise malformed(f"bytes {request.offset} to {end} are not whole grains of {grain} bytes")
 
 
 def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
@@ -193,9 +213,10 @@ def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
 class BlocksServer:
     """The gRPC server of one slot, on a port the system chooses."""
 
-    def __init__(self, store: BlockStore, cluster_id: str) -> None:
+    def __init__(self, store: BlockStore, cluster_id: str, stall_s: float) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
-        node_pb2_grpc.add_BlocksServicer_to_server(BlocksService(store, cluster_id), self._server)
+        service = BlocksService(store, cluster_id, stall_s)
+        node_pb2_grpc.add_BlocksServicer_to_server(service, self._server)
 
     async def start(self, host: str) -> int:
         """Serve; returns the port."""

@@ -1,11 +1,15 @@
 """Messages to values and back; a message that cannot be a value is refused here.
 
 Everything behind this module may trust its values: versions are whole, places are consistent,
-digests have their length.
+digests have their length, and no count is beyond what any cluster has.
 """
 
 from __future__ import annotations
 
+from typing import Final
+from urllib.parse import quote
+
+from snapshotd.coding.digest import content_digest
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     Cadence,
@@ -26,9 +30,59 @@ from snapshotd.metadata import (
     TrainerFacts,
     Version,
 )
-from snapshotd.wire.protocol import DIGEST_BYTES, ErrorCode
+from snapshotd.wire.protocol import DIGEST_BYTES, ErrorCode, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
+
+#: More local ranks than any node has GPUs; so that a wild LOCAL_RANK starts nothing.
+MAX_SLOTS: Final = 64
+#: Ranks of one job: 10,000 nodes of 8, and room to grow.
+MAX_WORLD: Final = 1 << 17
+#: Nodes that one node may speak of.
+MAX_NODES: Final = 1 << 14
+#: Members of a group: the code is in GF(256).
+MAX_MEMBERS: Final = 256
+#: Node ids, addresses, run ids and the like.
+MAX_NAME_BYTES: Final = 255
+#: A job's name is the name of a file, %-encoded.
+MAX_JOB_BYTES: Final = 200
+
+
+def check_job(job: str) -> None:
+    """Refuse a job name that cannot be the name of its record. Raises RequestError."""
+    length = len(quote(job, safe=""))
+    if not 1 <= length <= MAX_JOB_BYTES:
+        raise RequestError(
+            ErrorCode.MALFORMED,
+            f"the job's name {job[:40]!r} takes {length} bytes, %-encoded",
+            f"Give it a name of 1 to {MAX_JOB_BYTES} bytes",
+        )
+
+
+def check_rank(shard: int, world: int) -> None:
+    """Refuse a rank that no job has. Raises RequestError."""
+    if not shard < world <= MAX_WORLD:
+        raise RequestError(
+            ErrorCode.MALFORMED,
+            f"rank {shard} of a world of {world}; a world has 1 to {MAX_WORLD} ranks, from 0",
+            "Set RANK and WORLD_SIZE (torchrun does), or pass rank and world_size",
+        )
+
+
+def check_slot(slot: int) -> None:
+    """Refuse a local rank that no node has. Raises RequestError."""
+    if slot >= MAX_SLOTS:
+        raise RequestError(
+            ErrorCode.MALFORMED,
+            f"local rank {slot} is beyond the {MAX_SLOTS} slots of a node",
+            f"Set LOCAL_RANK to 0 .. {MAX_SLOTS - 1}",
+        )
+
+
+def check_name(what: str, name: str) -> None:
+    """Refuse an empty or an endless name. Raises RequestError."""
+    if not 1 <= len(name) <= MAX_NAME_BYTES:
+        raise malformed(f"{what} of {len(name)} characters, 1 to {MAX_NAME_BYTES} expected")
 
 
 def malformed(what: str) -> RequestError:
@@ -36,6 +90,21 @@ def malformed(what: str) -> RequestError:
     return RequestError(
         ErrorCode.MALFORMED, what, "Use the client or daemon of the same version on both sides"
     )
+
+
+def check_seal(record: seg.SealRecord) -> None:
+    """Refuse a seal record that contradicts itself. Raises RequestError."""
+    grains = -(-record.image_bytes // grain_bytes(record.image_bytes))
+    if (
+        len(record.grain_digests) != grains * DIGEST_BYTES
+        or record.content_digest != content_digest(record.grain_digests)
+        or record.manifest_bytes > record.image_bytes
+    ):
+        raise malformed(
+            f"the record of shard {record.shard} of job {record.job[:40]!r} contradicts itself: "
+            f"{record.image_bytes} bytes, a manifest of {record.manifest_bytes}, "
+            f"{len(record.grain_digests)} bytes of digests"
+        )
 
 
 def version_to(v: Version) -> seg.Version:
@@ -52,6 +121,8 @@ def place_to(p: ParityPlace) -> seg.ParityPlace:
 
 def place_from(m: seg.ParityPlace) -> ParityPlace:
     shards = tuple(m.shards)
+    if len(shards) > MAX_MEMBERS:
+        raise malformed(f"a group of {len(shards)} shards, at most {MAX_MEMBERS} expected")
     if not (1 <= m.parity < len(shards) and m.row < m.parity and m.stripe < len(shards)):
         raise malformed(
             f"parity row {m.row} of {m.parity} in stripe {m.stripe} of {len(shards)} shards"
@@ -72,7 +143,7 @@ def _home_to(h: Home) -> pb.Home:
 
 def _group_from(m: pb.Group) -> Group:
     members = tuple(Member(x.shard, Home(x.home.node, x.home.slot)) for x in m.members)
-    if not members or m.parity >= len(members):
+    if not 0 < len(members) <= MAX_MEMBERS or m.parity >= len(members):
         raise malformed(f"a group of {len(members)} with {m.parity} parity blocks")
     if list(members) != sorted(set(members)):
         raise malformed("a group's members are not in order, or not distinct")
@@ -138,6 +209,7 @@ def data_to(d: DataHolding) -> pb.DataHolding:
 
 
 def _data_from(m: pb.DataHolding) -> DataHolding:
+    check_job(m.job)
     _check_digest(m.content_digest)
     return DataHolding(m.job, m.shard, version_from(m.version), m.image_bytes, m.content_digest)
 
@@ -159,6 +231,7 @@ def parity_to(p: ParityHolding) -> pb.ParityHolding:
 
 
 def _parity_from(m: pb.ParityHolding) -> ParityHolding:
+    check_job(m.job)
     place = place_from(m.place)
     if not len(m.content_digests) == len(m.shard_bytes) == len(place.shards):
         raise malformed("a parity block does not describe each shard of its group")
@@ -194,6 +267,9 @@ def trainer_to(t: TrainerFacts) -> pb.TrainerFacts:
 
 
 def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
+    check_job(m.job)
+    check_rank(m.shard, m.world)
+    check_name("an incarnation", m.incarnation)
     return TrainerFacts(
         job=m.job,
         run_id=m.run_id,
@@ -227,6 +303,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
 
 
 def slot_from(m: pb.SlotFacts) -> SlotFacts:
+    check_slot(m.slot)
     return SlotFacts(
         slot=m.slot,
         address=m.address,
@@ -251,8 +328,9 @@ def job_to(j: JobFacts) -> pb.JobFacts:
 
 
 def job_from(m: pb.JobFacts) -> JobFacts:
-    if not m.job:
-        raise malformed("job facts without a job")
+    check_job(m.job)
+    if m.HasField("decision") and m.decision.job != m.job:
+        raise malformed(f"facts of job {m.job!r} carry a decision of {m.decision.job[:40]!r}")
     return JobFacts(
         job=m.job,
         world=m.world,
@@ -282,6 +360,10 @@ def node_to(n: NodeFacts) -> pb.NodeFacts:
 def node_from(m: pb.NodeFacts) -> NodeFacts:
     if not (m.node and m.cluster_id and m.address and m.boot):
         raise malformed("node facts without a node id, cluster id, boot or address")
+    if len(m.members) > MAX_NODES or len(m.slots) > MAX_SLOTS:
+        raise malformed(f"node facts of {len(m.members)} members and {len(m.slots)} slots")
+    for name in (m.node, m.address, *(n for p in m.members for n in (p.node, p.address))):
+        check_name("a node id or address", name)
     return NodeFacts(
         cluster_id=m.cluster_id,
         node=m.node,

@@ -18,7 +18,7 @@ from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.metadata import Orders, SlotFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, peer_errors
-from snapshotd.rpc.convert import orders_from, slot_from, slot_to
+from snapshotd.rpc.convert import malformed, orders_from, slot_from, slot_to
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 
@@ -87,6 +87,8 @@ class LocalService(node_pb2_grpc.LocalServicer):
                 if slot is None:
                     slot = facts.slot
                     self._sink.linked(slot, outbox)
+                elif facts.slot != slot:
+                    raise malformed(f"the link of slot {slot} spoke of slot {facts.slot}")
                 self._sink.slot_changed(facts)
         finally:
             if slot is not None:

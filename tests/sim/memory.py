@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 import xxhash
 
 from snapshotd.coding.codec import ZfecCodec
+from snapshotd.core.instructions import Encode
 from snapshotd.core.recovery import BlockInput, Decode
-from snapshotd.core.slot import Encode
 from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.metadata import DataHolding, Home, ParityHolding, ParityPlace, Version
 

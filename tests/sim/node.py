@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from snapshotd.core.board import Board, Policy
+from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Instruction, Stage
 from snapshotd.core.membership import Membership
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
-from snapshotd.core.slot import Answer, Deny, Encode, Free, Grant, Instruction, SlotMachine, Stage
+from snapshotd.core.slot import SlotMachine
 from snapshotd.metadata import (
     DataHolding,
     Decision,

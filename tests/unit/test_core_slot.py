@@ -6,16 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from snapshotd.core.slot import (
-    HEARSAY_S,
-    Answer,
-    Deny,
-    Encode,
-    Free,
-    Grant,
-    SlotMachine,
-    Stage,
-)
+from snapshotd.core.encoding import HEARSAY_S
+from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Stage
+from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,

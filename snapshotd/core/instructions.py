@@ -1,0 +1,63 @@
+"""What a slot machine tells its SMP to do; frozen, so that tests can compare them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from snapshotd.metadata import DataHolding, Decision, Group, ParityHolding, Version
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Bring this slot's shard of the decided version into this slot's memory and verify it."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Answer the trainer's restore()."""
+
+    decision: Decision
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Give the trainer a buffer for a step."""
+
+    job: str
+    shard: int
+    version: Version
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deny:
+    """No snapshot of this step; training goes on."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """These bytes are no longer needed by anyone."""
+
+    holding: DataHolding | ParityHolding
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encode:
+    """Gather a stripe, compute parity rows, keep row 0 and hand on the others."""
+
+    job: str
+    epoch: int
+    version: Version
+    group: Group
+    stripe: int
+    rows: tuple[int, ...]
+    members: tuple[DataHolding, ...]
+
+
+Instruction = Stage | Answer | Grant | Deny | Free | Encode
