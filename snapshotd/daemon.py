@@ -181,7 +181,7 @@ class Node:
         address = config.run_dir / "address"
         parts.callback(address.unlink, missing_ok=True)
         _replace_text(address, config.listen)
-        self._notifier.ready(f"{config.node_id} serves on {config.listen}")
+        self._notifier.ready(self._standing(""))
         log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
 
     async def _end_tasks(self) -> None:
@@ -236,11 +236,17 @@ class Node:
         if healthy != self._health:
             self._health = healthy
             await self._server.set_health(serving=healthy)
+            self._notifier.status(self._standing(reason))
             log.log(
                 logging.INFO if healthy else logging.ERROR,
                 "health: %s",
                 "serving" if healthy else reason,
             )
+
+    def _standing(self, reason: str) -> str:
+        """The line that the service manager shows."""
+        serves = f"{self._config.node_id} serves on {self._config.listen}"
+        return f"{serves}; NOT HEALTHY: {reason}" if reason else serves
 
     def _unhealthy(self, now_s: float) -> str:
         """Why this node's state is in danger; empty while it is not."""
@@ -249,10 +255,10 @@ class Node:
         if since_s is None or now_s - since_s < bound_s:
             return ""
         reasons = [
-            f"slot {facts.slot} of job {job!r} has been unprotected for "
-            f"{now_s - since_s:.0f} s: {why}"
-            for facts, job, why in exposure(self._board, now_s)
-            if why
+            f"slot {exposed.slot} of job {exposed.job!r} has been unprotected for "
+            f"{now_s - since_s:.0f} s: {exposed.why}"
+            for exposed in exposure(self._board, now_s)
+            if exposed.why
         ]
         return "; ".join(reasons)
 

@@ -15,7 +15,8 @@ from snapshotd_client.errors import (
     UnsupportedState,
     WrongUse,
 )
-from snapshotd_client.snapshotter import Restored, Snapshotter, Status
+from snapshotd_client.results import Restored, Status
+from snapshotd_client.snapshotter import Snapshotter
 
 __all__ = [
     "InexactRestore",

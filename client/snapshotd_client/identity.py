@@ -78,7 +78,7 @@ def identify(
     return Identity(
         job=name,
         run_id=name if run_id in _NO_RUN_ID else run_id,
-        restart_count=int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
+        restart_count=_whole("TORCHELASTIC_RESTART_COUNT", environ) or 0,
         rank=numbers["rank"],
         world_size=numbers["world_size"],
         local_rank=numbers["local_rank"],
@@ -90,15 +90,22 @@ def _number(name: str, given: int | None, environ: Mapping[str, str]) -> int | N
     if given is not None:
         return given
     for variable in _RANK_SOURCES[name]:
-        text = environ.get(variable)
-        if text:
-            try:
-                return int(text)
-            except ValueError:
-                raise WrongUse(
-                    f"{variable} is {text!r}, a whole number was expected", f"Correct {variable}"
-                ) from None
+        number = _whole(variable, environ)
+        if number is not None:
+            return number
     return None
+
+
+def _whole(variable: str, environ: Mapping[str, str]) -> int | None:
+    text = environ.get(variable)
+    if not text:
+        return None
+    try:
+        return int(text)
+    except ValueError:
+        raise WrongUse(
+            f"{variable} is {text!r}, a whole number was expected", f"Correct {variable}"
+        ) from None
 
 
 def _job(given: str | None, environ: Mapping[str, str]) -> str:

@@ -12,79 +12,33 @@ import os
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply as applying
 from snapshotd_client import capture as capturing
-from snapshotd_client.buffers import Buffers, reading
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion
+from snapshotd_client.buffers import reading
 from snapshotd_client.channel import Channel, DaemonGone, TrainerLock
 from snapshotd_client.errors import (
     NoDaemon,
     ProtectionTimeout,
     Refused,
     SnapshotLost,
-    StateChanged,
     WrongUse,
 )
+from snapshotd_client.handover import Handover
 from snapshotd_client.identity import identify
+from snapshotd_client.results import Restored, Status
 from snapshotd_client.waiting import Deadline
 
 log = logging.getLogger(__name__)
 
 CLIENT_VERSION = "0.1.0"
-CONNECT_TIMEOUT_S = 20.0
 RESTORE_TIMEOUT_S = 300.0
-LIVENESS_S = 5.0
-
-
-@dataclass(frozen=True)
-class Restored:
-    """What `restore` brought back.
-
-    Attributes:
-        step: the step after which the state was taken; go on with step + 1.
-        tier: where it came from, for the whole job: "local" (every rank from its own node) or
-            "group" (some shard was copied or decoded from other nodes).
-        values: the keyword values given to `step()` then.
-        bytes_copied: of this rank's shard, brought over from another node.
-        bytes_decoded: of this rank's shard, rebuilt from the erasure code.
-    """
-
-    step: int
-    tier: str
-    values: dict[str, Any] = field(default_factory=dict)
-    bytes_copied: int = 0
-    bytes_decoded: int = 0
-
-
-@dataclass(frozen=True)
-class Status:
-    """How far this rank's state is protected, as of the newest word from the daemon.
-
-    Attributes:
-        connected: a daemon answers.
-        why_not_connected: what was seen last, while none does.
-        snapshot_step: newest step handed to the daemon; None before the first.
-        committed_step: the job's restore point; None before the first.
-        is_protected: the restore point survives the loss of `parity` nodes of every group.
-        why_not: what the daemon waits for; empty while all is well.
-        waits_for: who keeps the newest snapshot from being committed.
-        skipped: snapshots that were due and not taken, since this process started.
-    """
-
-    connected: bool
-    why_not_connected: str
-    snapshot_step: int | None
-    committed_step: int | None
-    is_protected: bool
-    why_not: str
-    waits_for: tuple[str, ...]
-    skipped: int
 
 
 class Snapshotter:
@@ -138,8 +92,6 @@ class Snapshotter:
             local_rank=local_rank,
             run_dir=run_dir,
         )
-        self._buffers = Buffers()
-        self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._decision: node_pb2.DecisionId | None = None
         self._progress = pb.Progress()
         self._next_step = 0
@@ -156,6 +108,7 @@ class Snapshotter:
             self._attach,
             self._on_progress,
         )
+        self._handover = Handover(self._channel, self._who, max_stall_s)
         try:
             self._connect()
         except BaseException:
@@ -189,7 +142,8 @@ class Snapshotter:
         if on_lost not in ("raise", "fresh"):
             raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
         self._check_open()
-        reply = self._ask_restore(on_lost == "fresh", Deadline(timeout_s))
+        question = RestoreQuestion(self._channel, required=self._required, report=self._report)
+        reply = question.ask(allow_fresh=on_lost == "fresh", deadline=Deadline(timeout_s))
         if reply is None:
             return None
         decision = reply.decision
@@ -357,7 +311,7 @@ class Snapshotter:
     def _let_go(self) -> None:
         self._closed = True
         self._channel.close()
-        self._buffers.close()
+        self._handover.close()
         self._lock.release()
 
     def _check_open(self) -> None:
@@ -365,37 +319,6 @@ class Snapshotter:
             raise WrongUse("this Snapshotter is closed", "Make a new one")
 
     # -- restoring
-
-    def _ask_restore(self, allow_fresh: bool, deadline: Deadline) -> pb.Restored | None:
-        """The daemons' answer; asked again when the daemon was restarted meanwhile."""
-        while True:
-            try:
-                if not self._channel.up:
-                    self._channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
-                number = self._channel.post(
-                    pb.ToDaemon(restore=pb.Restore(allow_fresh=allow_fresh))
-                )
-                return self._await_restored(number, deadline)
-            except DaemonGone as error:
-                self._report(f"the daemon is gone while restoring ({error})")
-            except NoDaemon:
-                if self._required and deadline.over:
-                    raise
-                if not self._required:
-                    return None
-
-    def _await_restored(self, number: int, deadline: Deadline) -> pb.Restored:
-        while True:
-            reply = self._channel.wait(number, deadline.slice_s(LIVENESS_S))
-            if reply is not None:
-                return reply.restored
-            self._progress = self._channel.ask(pb.ToDaemon(query=pb.Query()), LIVENESS_S).progress
-            if deadline.over:
-                raise ProtectionTimeout(
-                    f"no decision to restore within {deadline.timeout_s:.0f} s: "
-                    f"{self._progress.why_not or 'the group has not answered'}",
-                    "See `snapshotd status` and `snapshotd plan JOB` on this node",
-                )
 
     def _apply(self, reply: pb.Restored) -> Restored:
         with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
@@ -428,59 +351,13 @@ class Snapshotter:
         if not self._channel.poke():
             raise DaemonGone(self._channel.why_down)
         self._channel.drain()
-        captured = capturing.plan(
-            self._who.job, self._who.rank, self._who.world_size, step, self._states, values
-        )
-        self._check_shapes(captured)
-        granted = self._claim(step, captured.image_bytes)
-        if granted is None:
+        skipped = self._handover.take(step, self._states, values)
+        if skipped:
+            self._missed += 1
+            self._report(f"step {step} is not snapshotted: {skipped}")
             return
-        try:
-            with self._buffers.writing(
-                granted.path, granted.image_offset, captured.image_bytes
-            ) as image:
-                captured.write(image)
-        except OSError as error:
-            raise DaemonGone(f"its segment cannot be mapped: {error}") from error
-        written = pb.Written(
-            step=step,
-            buffer=granted.buffer,
-            image_bytes=captured.image_bytes,
-            manifest_bytes=captured.manifest_bytes,
-        )
-        self._channel.ask(pb.ToDaemon(written=written), self._max_stall_s)
         self._snapshot_step = step
         self._reported = ""
-
-    def _claim(self, step: int, image_bytes: int) -> pb.Granted | None:
-        """A buffer for the step; None when the daemon has none in time."""
-        claim = pb.Claim(step=step, image_bytes=image_bytes, patience_s=self._max_stall_s * 0.8)
-        reply = self._channel.ask(pb.ToDaemon(claim=claim), self._max_stall_s)
-        if reply.WhichOneof("body") == "granted":
-            return reply.granted
-        self._missed += 1
-        self._report(f"step {step} is not snapshotted: {reply.skip.reason}")
-        return None
-
-    def _check_shapes(self, captured: capturing.Capture) -> None:
-        """A tensor may come or go; one that stays keeps its shape and dtype."""
-        shapes = {t.name: (t.dtype, tuple(t.shape)) for t in captured.manifest.tensors}
-        changed = [
-            f"{name}: {self._shapes[name][0]}{list(self._shapes[name][1])} became "
-            f"{now[0]}{list(now[1])}"
-            for name, now in shapes.items()
-            if name in self._shapes and self._shapes[name] != now
-        ]
-        if changed:
-            more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
-            raise StateChanged(
-                "the state changed its form since the last snapshot: "
-                + "; ".join(changed[:5])
-                + more,
-                "Keep tensors of changing shape out of the snapshot, or pass them as values to "
-                "step()",
-            )
-        self._shapes = shapes
 
     def _given_up(self, step: int) -> bool:
         """Whether the daemon has let go of a snapshot that was handed over."""

@@ -60,9 +60,8 @@ def collect(shm_dir: Path, run_dir: Path, *, dry_run: bool) -> Iterator[Finding]
         CallerError: a directory may not be read or changed by this user.
     """
     try:
-        for slot_dir in sorted(shm_dir.glob("slot-*")):
-            if slot_dir.is_dir() and not slot_dir.is_symlink():
-                yield _collect_slot(slot_dir, dry_run=dry_run)
+        if shm_dir.is_dir():
+            yield from _collect_segments(shm_dir, dry_run=dry_run)
         if run_dir.is_dir():
             yield _collect_sockets(run_dir, dry_run=dry_run)
     except PermissionError as error:
@@ -83,9 +82,20 @@ def _gc(arguments: argparse.Namespace) -> int:
 
 def _sentence(finding: Finding, *, dry_run: bool) -> str:
     if finding.owner:
-        return f"{finding.path}: left alone, {finding.owner}"
+        return f"{finding.path}: left alone: {finding.owner}"
     verb = "would remove" if dry_run else "removed"
     return f"{finding.path}: {verb} {finding.files} files, {in_bytes(finding.freed_bytes)}"
+
+
+def _collect_segments(shm_dir: Path, *, dry_run: bool) -> Iterator[Finding]:
+    try:
+        # A slot without an SMP may be one that a live daemon is about to start again.
+        with DirectoryLock(shm_dir):
+            for slot_dir in sorted(shm_dir.glob("slot-*")):
+                if slot_dir.is_dir() and not slot_dir.is_symlink():
+                    yield _collect_slot(slot_dir, dry_run=dry_run)
+    except CallerError as error:
+        yield Finding(shm_dir, 0, 0, owner=error.what)
 
 
 def _collect_slot(slot_dir: Path, *, dry_run: bool) -> Finding:

@@ -47,6 +47,8 @@ def plan_tables(plan: PlanReply) -> Iterator[RenderableType]:
         yield f"{escape(plan.job)} would resume from {_version(plan.version)}"
     else:
         yield f"{escape(plan.job)} cannot be restored: {escape(plan.reason)}"
+    if not plan.shards:
+        return
     table = _table("shards", "shard", "source", "detail")
     for shard in plan.shards:
         table.add_row(str(shard.shard), shard.source, escape(shard.detail))

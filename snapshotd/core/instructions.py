@@ -23,12 +23,13 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Give the trainer a buffer for a step."""
+    """Give the trainer a buffer for a step, by a time after which it does not wait any more."""
 
     job: str
     shard: int
     version: Version
     image_bytes: int
+    until_s: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -285,7 +285,7 @@ class SlotMachine:
             assert job is not None, "_out_of_epoch said so"
             self._claim = None
             self._filling = Version(job.lineage, claim.step)
-            return [Grant(trainer.job, trainer.shard, self._filling, claim.image_bytes)]
+            return [_grant(trainer, self._filling, claim)]
         reason = reason or self._stalled(job)
         if not reason and now_s >= claim.until_s:
             reason = "no buffer came free in time" + self._waits_for(job)
@@ -387,3 +387,7 @@ class SlotMachine:
         self.trainer = None
         self._claim = None
         self._filling = None
+
+
+def _grant(trainer: TrainerFacts, version: Version, claim: _Claim) -> Grant:
+    return Grant(trainer.job, trainer.shard, version, claim.image_bytes, claim.until_s)

@@ -197,7 +197,8 @@ class TrainerDesk:
         progress = pb.Progress(skipped=trainer.skipped if trainer else 0)
         job = self._machine.orders.job(trainer.job) if trainer else None
         if trainer is None or job is None:
-            progress.why_not = "the node does not know the job yet"
+            waits = self._machine.orders.waits.get(trainer.job, "") if trainer else ""
+            progress.why_not = waits or "the node does not know the job yet"
             return progress
         progress.why_not = self._machine.orders.waits.get(trainer.job, "")
         progress.is_protected = 0 < job.lineage == job.committed_in

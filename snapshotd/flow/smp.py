@@ -164,14 +164,15 @@ class Smp:
 
     async def _grant(self, grant: Grant) -> None:
         try:
-            segment = await self.vault.begin_data(
-                grant.job, grant.shard, grant.version, grant.image_bytes
+            segment = await asyncio.wait_for(
+                self.vault.begin_data(grant.job, grant.shard, grant.version, grant.image_bytes),
+                max(0.0, grant.until_s - time.monotonic()),
             )
+        except TimeoutError:
+            await self._not_granted(grant, "its segments are still being allocated")
+            return
         except SnapshotdError as error:
-            log.warning("no room for step %d: %s", grant.version.step, error)
-            self._give_up(grant.version)
-            if self.desk is not None:
-                await self.desk.deliver(Deny(grant.version.step, str(error)))
+            await self._not_granted(grant, str(error))
             return
         if self.machine.filling != grant.version or self.desk is None:
             self.vault.give_back(segment)  # the trainer went away meanwhile
@@ -194,10 +195,13 @@ class Smp:
         self.vault.enter(segment)
         self.machine.sealed(holding)
 
-    def _give_up(self, version: Version) -> None:
-        """A granted step gets no buffer; nothing changes where its trainer is gone."""
-        if self.machine.filling == version:
-            self.machine.passed(version.step)
+    async def _not_granted(self, grant: Grant, reason: str) -> None:
+        """The trainer trains on; nothing changes where it is gone."""
+        log.warning("no buffer for step %d: %s", grant.version.step, reason)
+        if self.machine.filling == grant.version:
+            self.machine.passed(grant.version.step)
+            if self.desk is not None:
+                await self.desk.deliver(Deny(grant.version.step, reason))
 
     async def _encode(self, task: Encode) -> None:
         try:

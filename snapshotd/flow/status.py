@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 
 from snapshotd import __version__
 from snapshotd.core.board import Board
-from snapshotd.core.protection import lacking
+from snapshotd.core.protection import data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
-from snapshotd.metadata import DataHolding, Home, JobFacts, SlotFacts, Version
+from snapshotd.metadata import DataHolding, Decision, Home, JobFacts, SlotFacts, Version
 from snapshotd.rpc.convert import job_to, slot_to, version_to
 from snapshotd.wire.v1 import node_pb2 as pb
+
+#: Named in one sentence; a large job has more groups than anybody reads.
+MAX_NAMED = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Exposure:
+    """How safe a job's state in one slot of this node is: `why` not, empty while it is."""
+
+    slot: int
+    job: str
+    why: str
 
 
 @dataclass(slots=True)
@@ -24,22 +36,27 @@ class Clock:
         """Note what is new on this node, forget what is gone."""
         held = {(d.job, d.shard, d.version) for facts in board.facts.slots for d in facts.data}
         self.seen_s = {key: self.seen_s.get(key, now_s) for key in held}
-        if all(not why for _, _, why in exposure(board, now_s)):
+        if not any(exposed.why for exposed in exposure(board, now_s)):
             self.unprotected_since_s = None
         elif self.unprotected_since_s is None:
             self.unprotected_since_s = now_s
 
 
-def exposure(board: Board, now_s: float) -> list[tuple[SlotFacts, str, str]]:
-    """For each slot of this node that trains or holds state: its job, and why it is unprotected."""
-    found = []
-    for facts in board.facts.slots:
-        name = facts.trainer.job if facts.trainer else next((d.job for d in facts.data), None)
-        job = next((j for j in board.jobs() if j.job == name), None)
-        if name is None or job is None:
-            continue
-        found.append((facts, name, _why_unprotected(board, job, now_s)))
-    return found
+def exposure(board: Board, now_s: float) -> list[Exposure]:
+    """Of each slot of this node, each job on record that trains there or left state there."""
+    jobs = {j.job: j for j in board.jobs()}
+    return [
+        Exposure(facts.slot, name, _why_unprotected(board, jobs[name], now_s))
+        for facts in board.facts.slots
+        for name in sorted({job for job, _ in _shards_of(facts)})
+        if name in jobs
+    ]
+
+
+def _shards_of(facts: SlotFacts) -> list[tuple[str, int]]:
+    """(job, shard) that a slot holds, and the one of its trainer, which may hold nothing yet."""
+    mine = {(facts.trainer.job, facts.trainer.shard)} if facts.trainer else set()
+    return sorted({(d.job, d.shard) for d in facts.data} | mine)
 
 
 def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
@@ -50,13 +67,31 @@ def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
         return f"epoch {job.epoch} is not released: {waits}"
     if job.committed is None:
         return "no snapshot is committed yet"
+    return sentence(_causes(job.decision, job.committed, board, now_s))
+
+
+def _causes(decision: Decision, version: Version, board: Board, now_s: float) -> list[str]:
+    """Who keeps `version` from being protected, without what only follows from that.
+
+    Parity cannot be computed of shards that are not there: where shards are missing, they are
+    named, and not the parity that is missing because of them.
+    """
     slots = board.slots(now_s)
-    missing = [
-        f"{home} {why}"
-        for group in job.decision.groups
-        for home, why in lacking(group, job.job, job.committed, slots)
-    ]
-    return "; ".join(missing)
+    found: list[tuple[Home, str]] = []
+    for group in decision.groups:
+        missing = lacking(group, decision.job, version, slots)
+        absent = sum(
+            data_at(slots, m.home, decision.job, m.shard, version) is None for m in group.members
+        )
+        # Shards come before parity there.
+        found += missing[:absent] or missing
+    return [f"{home} {why}" for home, why in found]
+
+
+def sentence(causes: list[str]) -> str:
+    """Some causes in one line, the first of them by name."""
+    more = len(causes) - MAX_NAMED
+    return "; ".join([*causes[:MAX_NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def node_status(board: Board, clock: Clock, now_s: float) -> pb.NodeStatus:
@@ -93,13 +128,15 @@ def _members(board: Board, now_s: float) -> list[pb.MemberStatus]:
 
 
 def _shards(board: Board, clock: Clock, now_s: float) -> list[pb.ShardStatus]:
-    unprotected = {facts.slot: why for facts, _, why in exposure(board, now_s)}
+    exposed = {(e.slot, e.job): e.why for e in exposure(board, now_s)}
+    waits = board.orders(now_s).waits
     jobs = {j.job: j for j in board.jobs()}
     found = []
     for facts in board.facts.slots:
-        for name, shard in sorted({(d.job, d.shard) for d in facts.data}):
+        for name, shard in _shards_of(facts):
             held = [d for d in facts.data if (d.job, d.shard) == (name, shard)]
-            why = unprotected.get(facts.slot, "")
+            unknown = waits.get(name, "no live node has a record of this job")
+            why = exposed.get((facts.slot, name), unknown)
             found.append(
                 pb.ShardStatus(
                     job=name,
@@ -108,7 +145,8 @@ def _shards(board: Board, clock: Clock, now_s: float) -> list[pb.ShardStatus]:
                     generations=[_generation(d, jobs.get(name), clock, now_s) for d in held],
                     is_protected=not why,
                     why_not=why,
-                    waits_for=_waits_for(board, jobs.get(name), held, now_s),
+                    waits_for=_waits_for(board, jobs.get(name), held, now_s)
+                    + ([f"restore: {waits[name]}"] if name in waits else []),
                 )
             )
     return found
@@ -135,30 +173,29 @@ def _waits_for(
     """Who keeps the newest generation from being committed."""
     if job is None or job.decision is None or not held:
         return []
-    newest = max(d.version for d in held)
-    slots = board.slots(now_s)
-    missing: list[tuple[Home, str]] = []
-    for group in job.decision.groups:
-        missing += lacking(group, job.job, newest, slots)
-    return [f"{home} {why}" for home, why in missing]
+    return _causes(job.decision, max(d.version for d in held), board, now_s)
 
 
 def plan_reply(board: Board, job: str, now_s: float) -> pb.PlanReply:
     """What a restore would do now, shard by shard."""
     version, origins, reason = board.plan(job, now_s)
+    decision = next((j.decision for j in board.jobs() if j.job == job), None)
+    groups = decision.groups if decision else ()
+    homes = {member.shard: member.home for group in groups for member in group.members}
     return pb.PlanReply(
         job=job,
         restorable=version is not None,
         version=version_to(version) if version else None,
         reason=reason,
-        shards=[_shard_plan(i, origin) for i, origin in enumerate(origins)],
+        shards=[_shard_plan(i, origin, homes.get(i)) for i, origin in enumerate(origins)],
     )
 
 
-def _shard_plan(shard: int, origin: Origin) -> pb.ShardPlan:
+def _shard_plan(shard: int, origin: Origin, last_home: Home | None) -> pb.ShardPlan:
     match origin:
         case Local(held):
-            return pb.ShardPlan(shard=shard, source="local", detail=f"{held.image_bytes} bytes")
+            detail = f"{held.image_bytes} bytes at {last_home}, where it was"
+            return pb.ShardPlan(shard=shard, source="local", detail=detail)
         case Copy(home, held):
             detail = f"{held.image_bytes} bytes at {home}"
             return pb.ShardPlan(shard=shard, source="copy", detail=detail)

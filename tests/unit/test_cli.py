@@ -145,7 +145,7 @@ def test_plan_and_drop(address: str, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["plan", "other", "--address", address]) == 1
     assert "cannot be restored: nobody knows this job" in capsys.readouterr().out
     assert main(["drop", "gpt", "--yes", "--address", address]) == 0
-    assert "3.0 MiB freed" in capsys.readouterr().out
+    assert "all nodes forget it" in capsys.readouterr().out
 
 
 def test_nobody_answers(address: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -191,7 +191,7 @@ def test_gc_removes_what_nobody_owns(directories: tuple[Path, Path]) -> None:
     assert "in use by another process" in owned.owner
     assert (unowned.path.name, unowned.files, unowned.freed_bytes) == ("slot-0", 1, 8192)
     assert sockets.files == 2
-    assert sorted(path.name for path in shm_dir.iterdir()) == ["slot-1", "somebody-else"]
+    assert sorted(path.name for path in shm_dir.iterdir()) == ["lock", "slot-1", "somebody-else"]
     assert sorted(path.name for path in run_dir.iterdir()) == ["lock", "trainer-0.lock"]
 
 
@@ -201,6 +201,14 @@ def test_gc_leaves_the_sockets_of_a_live_daemon(directories: tuple[Path, Path]) 
         findings = {f.path: f for f in collect(shm_dir, run_dir, dry_run=False)}
     assert findings[run_dir].owner
     assert (run_dir / "trainers.sock").exists()
+
+
+def test_gc_leaves_the_idle_slots_of_a_live_daemon(directories: tuple[Path, Path]) -> None:
+    shm_dir, run_dir = directories
+    with DirectoryLock(shm_dir):
+        findings = {f.path: f for f in collect(shm_dir, run_dir, dry_run=False)}
+    assert "in use by another process" in findings[shm_dir].owner
+    assert (shm_dir / "slot-0" / "a.seg").exists()
 
 
 def test_gc_dry_run(directories: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

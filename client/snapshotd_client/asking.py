@@ -1,0 +1,59 @@
+"""The question of a restore: asked once a start, answered when all ranks have asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from snapshotd.wire.v1 import trainer_pb2 as pb
+from snapshotd_client.channel import Channel, DaemonGone
+from snapshotd_client.errors import NoDaemon, ProtectionTimeout
+from snapshotd_client.waiting import Deadline
+
+CONNECT_TIMEOUT_S: Final = 20.0
+#: A daemon that has not answered is asked this often whether it lives, and what it waits for.
+LIVENESS_S: Final = 5.0
+
+
+class RestoreQuestion:
+    """Asks until there is an answer, also of a daemon that is restarted meanwhile."""
+
+    def __init__(self, channel: Channel, *, required: bool, report: Callable[[str], None]) -> None:
+        self._channel = channel
+        self._required = required
+        self._report = report
+
+    def ask(self, *, allow_fresh: bool, deadline: Deadline) -> pb.Restored | None:
+        """The daemons' answer; None when none is there, and none is required.
+
+        Raises:
+            NoDaemon: none answers in time, and one is required.
+            ProtectionTimeout: no decision in time; says what it waits for.
+            Refused: the daemon does not take the question.
+        """
+        question = pb.ToDaemon(restore=pb.Restore(allow_fresh=allow_fresh))
+        while True:
+            try:
+                if not self._channel.up:
+                    self._channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
+                return self._await(self._channel.post(question), deadline)
+            except DaemonGone as error:
+                self._report(f"the daemon is gone while restoring ({error})")
+            except NoDaemon:
+                if self._required and deadline.over:
+                    raise
+                if not self._required:
+                    return None
+
+    def _await(self, number: int, deadline: Deadline) -> pb.Restored:
+        while True:
+            reply = self._channel.wait(number, deadline.slice_s(LIVENESS_S))
+            if reply is not None:
+                return reply.restored
+            progress = self._channel.ask(pb.ToDaemon(query=pb.Query()), LIVENESS_S).progress
+            if deadline.over:
+                raise ProtectionTimeout(
+                    f"no decision to restore within {deadline.timeout_s:.0f} s: "
+                    f"{progress.why_not or 'the group has not answered'}",
+                    "See `snapshotd status` and `snapshotd plan JOB` on this node",
+                )

@@ -1,0 +1,51 @@
+"""What a Snapshotter tells its caller."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Restored:
+    """What `restore` brought back.
+
+    Attributes:
+        step: the step after which the state was taken; go on with step + 1.
+        tier: where it came from, for the whole job: "local" (every rank from its own node) or
+            "group" (some shard was copied or decoded from other nodes).
+        values: the keyword values given to `step()` then.
+        bytes_copied: of this rank's shard, brought over from another node.
+        bytes_decoded: of this rank's shard, rebuilt from the erasure code.
+    """
+
+    step: int
+    tier: str
+    values: dict[str, Any] = field(default_factory=dict)
+    bytes_copied: int = 0
+    bytes_decoded: int = 0
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far this rank's state is protected, as of the newest word from the daemon.
+
+    Attributes:
+        connected: a daemon answers.
+        why_not_connected: what was seen last, while none does.
+        snapshot_step: newest step handed to the daemon; None before the first.
+        committed_step: the job's restore point; None before the first.
+        is_protected: the restore point survives the loss of `parity` nodes of every group.
+        why_not: what the daemon waits for; empty while all is well.
+        waits_for: who keeps the newest snapshot from being committed.
+        skipped: snapshots that were due and not taken, since this process started.
+    """
+
+    connected: bool
+    why_not_connected: str
+    snapshot_step: int | None
+    committed_step: int | None
+    is_protected: bool
+    why_not: str
+    waits_for: tuple[str, ...]
+    skipped: int
