@@ -22,6 +22,7 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
+from snapshotd.flow.scrub import Scrub
 from snapshotd.flow.smp import Smp
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
@@ -56,6 +57,7 @@ class SmpSettings(BaseModel):
     generations: int
     group_size: int
     parity: int
+    scrub_bytes_per_s: int
     stall_s: float
     log_level: LogLevel
     log_format: LogFormat
@@ -73,6 +75,7 @@ class SmpSettings(BaseModel):
             generations=config.generations,
             group_size=config.protection.group_size,
             parity=config.protection.parity,
+            scrub_bytes_per_s=int(config.protection.scrub_bytes_per_s),
             stall_s=config.timeouts.rpc_s,
             log_level=config.log_level,
             log_format=config.log_format,
@@ -128,6 +131,7 @@ async def run(settings: SmpSettings) -> None:
             smp.run(),
             socket.serve(smp.desk.handle),
             socket.disconnections(smp.check_trainer),
+            Scrub(vault, settings.scrub_bytes_per_s).run(),
             _until(stop),
         )
     ]

@@ -65,6 +65,11 @@ class Protection(_Section):
     unprotected_bound_s: Seconds = Field(
         default=60.0, description="unprotected for longer than this, the node reports NOT_SERVING"
     )
+    scrub_bytes_per_s: ByteSize = Field(
+        default=ByteSize(256 << 20),
+        ge=0,
+        description="sealed segments are verified in the background at this rate; 0 turns it off",
+    )
     max_interval: int = Field(
         default=64,
         ge=1,

@@ -61,4 +61,13 @@ class Encode:
     members: tuple[DataHolding, ...]
 
 
-Instruction = Stage | Answer | Grant | Deny | Free | Encode
+@dataclass(frozen=True, slots=True)
+class Rebuild:
+    """Bring this slot's shard of the restore point back: its bytes did not verify, and are gone."""
+
+    job: str
+    shard: int
+    version: Version
+
+
+Instruction = Stage | Answer | Grant | Deny | Free | Encode | Rebuild

@@ -9,8 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from snapshotd.core.encoding import Pace, stripes_to_code
-from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Instruction, Stage
+from snapshotd.core.encoding import stripes_to_code
+from snapshotd.core.instructions import (
+    Answer,
+    Deny,
+    Encode,
+    Free,
+    Grant,
+    Instruction,
+    Rebuild,
+    Stage,
+)
+from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, lacking
 from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import may_free_data, may_free_parity
@@ -54,7 +64,8 @@ class SlotMachine:
         self._filling: Version | None = None  # granted to the trainer, or being sealed
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._staging: DecisionId | None = None
-        self._pace = Pace()
+        self._coding: Pace[Encode] = Pace()
+        self._rebuilding: Pace[Rebuild] = Pace()
         self.aborted = 0
 
     # -- what the slot publishes
@@ -186,17 +197,25 @@ class SlotMachine:
 
     def encoded(self, task: Encode) -> None:
         """All rows of a stripe are stored where they belong."""
-        self._pace.done(task)
+        self._coding.done(task)
 
     def encode_failed(self, task: Encode, now_s: float) -> None:
         """Some row is not stored; tried again after a pause that grows."""
-        self._pace.failed(task, now_s)
+        self._coding.failed(task, now_s)
+
+    def rebuilt(self, task: Rebuild) -> None:
+        """A lost shard is back, verified."""
+        self._rebuilding.done(task)
+
+    def rebuild_failed(self, task: Rebuild, now_s: float) -> None:
+        """It is not; tried again after a pause that grows."""
+        self._rebuilding.failed(task, now_s)
 
     # -- conclusions
 
     def next_wake_s(self) -> float | None:
         """When `instructions` may have something new without any event; never a time gone by."""
-        times = self._pace.wakes_s()
+        times = [*self._coding.wakes_s(), *self._rebuilding.wakes_s()]
         if self._claim is not None:
             times.append(self._claim.until_s)
         return min(times, default=None)
@@ -207,7 +226,8 @@ class SlotMachine:
             *self._follow_decision(),
             *self._frees(),
             *self._judge_claim(now_s),
-            *self._pace.startable(self._encodes(), now_s),
+            *self._coding.startable(self._encodes(), now_s),
+            *self._rebuilding.startable(self._lost(), now_s),
         ]
 
     def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
@@ -272,7 +292,7 @@ class SlotMachine:
         if newer and isinstance(holding, DataHolding):
             self.aborted += 1
         self.lose(holding)
-        self._pace.forget(holding.job, holding.version)
+        self._coding.forget(holding.job, holding.version)
         return Free(holding, reason)
 
     def _judge_claim(self, now_s: float) -> list[Instruction]:
@@ -333,6 +353,20 @@ class SlotMachine:
             return []
         versions = {d.version for d in self._data.values() if d.job == job.job}
         return stripes_to_code(job, self.home, sorted(versions), self._slots())
+
+    def _lost(self) -> list[Rebuild]:
+        """This slot's shard of a job's restore point, where it is not here any more."""
+        found = []
+        for job in self.orders.jobs:
+            decision, version = job.decision, job.committed
+            if decision is None or version is None or job.lineage != decision.id.epoch:
+                continue
+            for group in decision.groups:
+                for member in group.members:
+                    held = (job.job, member.shard, version) in self._data
+                    if member.home == self.home and not held:
+                        found.append(Rebuild(job.job, member.shard, version))
+        return found
 
     def _resident_job(self) -> JobFacts | None:
         """Without a trainer: the job whose data this slot holds."""

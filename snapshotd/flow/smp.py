@@ -14,7 +14,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Instruction, Stage
+from snapshotd.core.instructions import (
+    Answer,
+    Deny,
+    Encode,
+    Free,
+    Grant,
+    Instruction,
+    Rebuild,
+    Stage,
+)
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
@@ -132,6 +141,8 @@ class Smp:
                 self.start(self._stage(decision))
             case Encode():
                 self.start(self._encode(instruction))
+            case Rebuild():
+                self.start(self._rebuild(instruction))
             case Free(holding, reason):
                 log.debug("freed %s of %s: %s", holding.version, holding.job, reason)
                 self.vault.free(holding)
@@ -212,6 +223,16 @@ class Smp:
         else:
             self.machine.encoded(task)
 
+    async def _rebuild(self, task: Rebuild) -> None:
+        try:
+            await self._fetch(task.job, task.shard, task.version)
+        except SnapshotdError as error:
+            log.warning("shard %d at %s is not rebuilt yet: %s", task.shard, task.version, error)
+            self.machine.rebuild_failed(task, time.monotonic())
+        else:
+            log.info("shard %d at %s is rebuilt", task.shard, task.version)
+            self.machine.rebuilt(task)
+
     async def _stage(self, decision: Decision) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
         trainer = self.machine.trainer
@@ -221,7 +242,7 @@ class Smp:
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
-                await self._fetch(decision, trainer.shard)
+                await self._fetch(decision.job, trainer.shard, decision.restore)
             except SnapshotdError as error:
                 log.warning("shard %d at %s: %s", trainer.shard, decision.restore, error)
                 reason = str(error)
@@ -230,12 +251,12 @@ class Smp:
                 return
         self.machine.stage_failed(decision.id, reason)
 
-    async def _fetch(self, decision: Decision, shard: int) -> None:
-        assert decision.restore is not None
+    async def _fetch(self, job: str, shard: int, version: Version) -> None:
+        """Have a shard here, verified. Raises SnapshotdError."""
         orders, home = self.machine.orders, self.machine.home
         here = {home: self.machine.facts(self.address, self.vault.counters())}
         slots = {**orders.peers, **here}
-        match find_shard(slots, decision.job, shard, decision.restore, home):
+        match find_shard(slots, job, shard, version, home):
             case Local(holding):
                 await self._verify(holding)
             case Copy() as plan:

@@ -132,7 +132,10 @@ class Supervisor:
         for node in self.board.membership.addresses():
             if node not in self._loops:
                 self._news[node] = asyncio.Event()
-                self._loops[node] = asyncio.get_running_loop().create_task(self._talk_to(node))
+                task = asyncio.get_running_loop().create_task(self._talk_to(node))
+                # Its end is news of its own: nothing else may ever change.
+                task.add_done_callback(lambda _: self.on_change())
+                self._loops[node] = task
 
     async def _talk_to(self, node: str) -> None:
         """Exchange facts with one peer: at each change, and at each heartbeat."""

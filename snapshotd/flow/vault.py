@@ -188,6 +188,10 @@ class Vault:
 
     # -- reading
 
+    def held(self) -> tuple[Key, ...]:
+        """Job, version and shard or place of everything sealed here."""
+        return tuple(self._sealed)
+
     def segment(self, job: str, version: Version, what: What) -> Segment:
         """The sealed segment. Raises RequestError when it is not here."""
         segment = self._sealed.get((job, version, what))

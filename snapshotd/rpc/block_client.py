@@ -165,7 +165,8 @@ class BlockReader:
                 ) from error
         if reply is grpc.aio.EOF:
             raise PeerError(f"{self._address} ended a block early, at byte {self._at}")
-        assert isinstance(reply, pb.ReadReply)
+        if not isinstance(reply, pb.ReadReply):  # what gRPC gives for bytes that are no message
+            raise PeerError(f"{self._address} sent what is no message of snapshotd")
         return reply
 
 

@@ -153,7 +153,7 @@ async def exchange(
     stub = node_pb2_grpc.NodeStub(channels.to(address))
     try:
         with peer_errors(address, "exchanging facts"):
-            reply = await stub.Exchange(facts, timeout=timeout_s)
+            reply: pb.NodeFacts | None = await stub.Exchange(facts, timeout=timeout_s)
     except PeerError as error:
         cause = error.__cause__
         if (
@@ -164,6 +164,8 @@ async def exchange(
             fatal = FATAL_KEY in trailing
             raise RefusedByPeer(cause.details() or "refused", fatal=fatal) from error
         raise
+    if reply is None:  # what gRPC gives for bytes that are no message
+        raise PeerError(f"{address} sent what is no message of snapshotd")
     try:
         return node_from(reply)
     except RequestError as error:

@@ -6,7 +6,16 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from snapshotd.core.board import Board, Policy
-from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Instruction, Stage
+from snapshotd.core.instructions import (
+    Answer,
+    Deny,
+    Encode,
+    Free,
+    Grant,
+    Instruction,
+    Rebuild,
+    Stage,
+)
 from snapshotd.core.membership import Membership
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.slot import SlotMachine
@@ -106,6 +115,8 @@ class Slot:
                 self._later(0.05, lambda: self._stage(instruction.decision))
             case Encode():
                 self._later(0.05, lambda: self._encode(instruction))
+            case Rebuild():
+                self._later(0.05, lambda: self._rebuild(instruction))
             case Free():
                 self.memory.pop(instruction.holding)
                 self.cluster.oracle.memory_shrank(str(instruction))
@@ -155,6 +166,21 @@ class Slot:
         self.memory[holding] = image
         machine.keep(holding)
         machine.staged(decision.id)
+
+    def _rebuild(self, task: Rebuild) -> None:
+        machine = self.machine
+        assert machine is not None, "work dies with the SMP"
+        slots = {**machine.orders.peers, self.home: machine.facts(str(self.home), SlotCounters())}
+        try:
+            holding, image = self._bring(
+                find_shard(slots, task.job, task.shard, task.version, self.home)
+            )
+        except LostBytes:
+            machine.rebuild_failed(task, self.cluster.clock.now_s)
+            return
+        self.memory[holding] = image
+        machine.keep(holding)
+        machine.rebuilt(task)
 
     def _bring(self, origin: Local | Copy | Decode | Missing) -> tuple[DataHolding, bytes]:
         match origin:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from snapshotd.core.encoding import HEARSAY_S
+from snapshotd.core.pace import HEARSAY_S
 from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Stage
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import RequestError
