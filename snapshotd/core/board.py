@@ -92,6 +92,7 @@ class Board:
 
     def conclude(self, now_s: float) -> None:
         """Draw every conclusion the facts allow now."""
+        self.membership.forget(now_s)
         live = self.membership.live(now_s)
         for name in self._job_names(live):
             self._conclude_job(name, live, now_s)

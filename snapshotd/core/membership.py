@@ -10,9 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Final
 
 from snapshotd.metadata import NodeFacts
 from snapshotd.wire.protocol import PROTOCOL_VERSION
+
+#: A node that is no seed is forgotten after this many times `dead_s` of silence.
+FORGET_FACTOR: Final = 100
 
 
 class Liveness(Enum):
@@ -38,6 +42,7 @@ class _Peer:
     address: str
     facts: NodeFacts | None = None
     heard_at_s: float = float("-inf")
+    met_at_s: float = float("-inf")
 
 
 class Membership:
@@ -60,6 +65,7 @@ class Membership:
         self.address = address
         self._suspect_s = suspect_s
         self._dead_s = dead_s
+        self._seeds = frozenset(seeds)
         self._peers = {n: _Peer(a) for n, a in seeds.items() if n != node}
         self._refused: dict[str, str] = {}
 
@@ -70,20 +76,29 @@ class Membership:
             self._refused[facts.address] = refusal.reason
             return refusal
         self._refused.pop(facts.address, None)
-        peer = self._peers.setdefault(facts.node, _Peer(facts.address))
+        self.meet([(facts.node, facts.address)], now_s)
+        peer = self._peers[facts.node]
         old = peer.facts
         if old is None or (facts.boot, facts.sequence) >= (old.boot, old.sequence):
             peer.facts = facts
             peer.address = facts.address
             peer.heard_at_s = now_s
-        self.meet(facts.members)
+        self.meet(facts.members, now_s)
         return None
 
-    def meet(self, members: Iterable[tuple[str, str]]) -> None:
+    def meet(self, members: Iterable[tuple[str, str]], now_s: float) -> None:
         """Learn of nodes that another node knows."""
         for node, address in members:
             if node != self.node:
-                self._peers.setdefault(node, _Peer(address))
+                self._peers.setdefault(node, _Peer(address, met_at_s=now_s))
+
+    def forget(self, now_s: float) -> None:
+        """Drop nodes that were replaced long ago; seeds are never dropped."""
+        patience_s = FORGET_FACTOR * self._dead_s
+        for node, peer in list(self._peers.items()):
+            last_s = max(peer.heard_at_s, peer.met_at_s)
+            if node not in self._seeds and now_s - last_s > patience_s:
+                del self._peers[node]
 
     def note_refusal(self, address: str, reason: str) -> None:
         """The node at `address` does not take our facts, or we not its."""

@@ -129,13 +129,14 @@ class Supervisor:
         self.on_change()
 
     def _follow_membership(self) -> None:
-        for node in self.board.membership.addresses():
+        known = self.board.membership.addresses()
+        for node in known:
             if node not in self._loops:
                 self._news[node] = asyncio.Event()
-                task = asyncio.get_running_loop().create_task(self._talk_to(node))
-                # Its end is news of its own: nothing else may ever change.
-                task.add_done_callback(lambda _: self.on_change())
-                self._loops[node] = task
+                self._loops[node] = asyncio.get_running_loop().create_task(self._talk_to(node))
+        for node in set(self._loops) - set(known):
+            self._loops.pop(node).cancel()
+            del self._news[node]
 
     async def _talk_to(self, node: str) -> None:
         """Exchange facts with one peer: at each change, and at each heartbeat."""

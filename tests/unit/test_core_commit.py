@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from snapshotd.core.cadence import MARGIN_STEPS, NARROW_WINDOW, WIDEN_WINDOW, Window, judge
 from snapshotd.core.commit import advance, merge
-from snapshotd.core.membership import Liveness, Membership
+from snapshotd.core.membership import FORGET_FACTOR, Liveness, Membership
 from snapshotd.core.protection import aborted, lacking, newest_protected, parity_homes
 from snapshotd.core.retention import may_free_data, may_free_parity, may_free_version
 from snapshotd.metadata import (
@@ -282,3 +282,13 @@ def test_a_node_id_may_move_once_the_old_daemon_is_silent() -> None:
     who = membership()
     who.hear(facts(), 0.0)
     assert who.hear(facts(boot="2", address="z:1"), 2.0) is None
+
+
+def test_a_replaced_node_is_forgotten_in_the_end_and_a_seed_never() -> None:
+    who = membership()
+    assert who.hear(facts("b", members=(("d", "d:1"),)), 0.0) is None
+    assert who.hear(facts("c"), 0.0) is None
+    who.forget(FORGET_FACTOR * 3.0)
+    assert set(who.addresses()) == {"b", "c", "d"}, "they may come back for a while"
+    who.forget(FORGET_FACTOR * 3.0 + 1)
+    assert set(who.addresses()) == {"b"}

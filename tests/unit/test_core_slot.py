@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Rebuild, Stage
 from snapshotd.core.pace import HEARSAY_S
-from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Stage
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
@@ -271,3 +271,18 @@ def test_a_slot_without_a_trainer_goes_on_coding_what_it_holds() -> None:
     mind.detach()
     mind.orders = orders(RELEASED, 0)
     assert len(encoding(mind, 0.0)) == 1
+
+
+def test_a_lost_shard_of_the_restore_point_is_rebuilt_and_tried_again_after_a_pause() -> None:
+    mind = machine()
+    mind.orders = orders(replace(RELEASED, committed=Version(1, 0), committed_in=1), 0)
+    wanted = Rebuild(JOB, 0, Version(1, 0))
+    assert mind.instructions(1.0) == [wanted], "it is committed, and not here"
+    assert mind.instructions(1.1) == [], "it is being rebuilt"
+    mind.rebuild_failed(wanted, 1.2)
+    wake_s = mind.next_wake_s()
+    assert wake_s is not None
+    assert mind.instructions(wake_s) == [wanted]
+    mind.keep(data(0, 0))
+    mind.rebuilt(wanted)
+    assert not any(isinstance(i, Rebuild) for i in mind.instructions(9.0))
