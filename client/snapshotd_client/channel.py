@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -126,6 +127,31 @@ class _Line:
         self._socket.close()
 
 
+class _Wires:
+    """The ZeroMQ things of a channel, apart from it.
+
+    A channel that is dropped without `close` closes them by a finalizer, which must not refer to
+    it: a context that the garbage collector finds first would wait for its sockets for ever.
+    """
+
+    def __init__(self) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.line: _Line | None = None  # to the SMP when up; to whoever is asked when down
+
+    def open(self, endpoint: str) -> None:
+        self.close_line()
+        self.line = _Line(self.context, endpoint)
+
+    def close_line(self) -> None:
+        if self.line is not None:
+            self.line.close()
+            self.line = None
+
+    def close(self) -> None:
+        self.close_line()
+        self.context.term()
+
+
 class Channel:
     """Requests to the daemon of this node.
 
@@ -150,8 +176,9 @@ class Channel:
         self._incarnation = incarnation
         self._attach = attach
         self._on_progress = on_progress
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self._line: _Line | None = None  # to the SMP when up; to whoever is asked when down
+        self._wires = _Wires()
+        self._closing = weakref.finalize(self, self._wires.close)
+        self._closing.atexit = False  # the process's end closes them, and a fork must not
         self._request = 0
         self._answers: dict[int, pb.ToTrainer] = {}  # that came while another was waited for
         self._up = False
@@ -232,22 +259,19 @@ class Channel:
             pass
 
     def close(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
         self._up = False
-        self._context.term()
+        self._closing()
 
     # -- the way back
 
     def _step(self, timeout_s: float) -> None:
         """Ask for the SMP, or attach to it; or take in the answer to what was asked."""
         try:
-            if self._line is None or time.monotonic() - self._asked_s > _ASK_AGAIN_S:
+            if self._wires.line is None or time.monotonic() - self._asked_s > _ASK_AGAIN_S:
                 self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
                 self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
-            assert self._line is not None
-            reply = self._line.receive(timeout_s)
+            assert self._wires.line is not None
+            reply = self._wires.line.receive(timeout_s)
         except DaemonGone as error:
             self._down(str(error))
             if timeout_s > 0:
@@ -270,37 +294,31 @@ class Channel:
         elif body == "refused":
             self.why_down = reply.refused.what
             self._refusal = Refused(reply.refused.code, reply.refused.what, reply.refused.remedy)
-            self._close_line()
+            self._wires.close_line()
             if reply.refused.code not in _MAY_HEAL:
                 _granted(reply)
 
     def _open(self, endpoint: str) -> None:
-        self._close_line()
-        self._line = _Line(self._context, endpoint)
+        self._wires.open(endpoint)
         self._asked_s = time.monotonic()
-
-    def _close_line(self) -> None:
-        if self._line is not None:
-            self._line.close()
-            self._line = None
 
     # -- messages
 
     def _send(self, message: pb.ToDaemon) -> int:
-        assert self._line is not None, "there is a line before anything is sent"
+        assert self._wires.line is not None, "there is a line before anything is sent"
         self._request += 1
         message.protocol = PROTOCOL_VERSION
         message.request = self._request
         message.incarnation = self._incarnation
-        self._line.send(message)
+        self._wires.line.send(message)
         return self._request
 
     def _receive(self, timeout_s: float) -> bool:
         """Take in one message: a Progress is passed on, an answer kept until it is asked for."""
-        if self._line is None:
+        if self._wires.line is None:
             raise DaemonGone(self.why_down)
         try:
-            reply = self._line.receive(timeout_s)
+            reply = self._wires.line.receive(timeout_s)
         except DaemonGone as error:
             raise self._down(str(error)) from error
         if reply is None:
@@ -315,7 +333,7 @@ class Channel:
         self._up = False
         self._answers.clear()
         self.why_down = why
-        self._close_line()
+        self._wires.close_line()
         self._asked_s = float("-inf")
         return DaemonGone(why)
 

@@ -36,7 +36,8 @@ class Status:
         snapshot_step: newest step handed to the daemon; None before the first.
         committed_step: the job's restore point; None before the first.
         is_protected: the restore point survives the loss of `parity` nodes of every group.
-        why_not: what the daemon waits for; empty while all is well.
+        why_not: what the daemon waits for, or why the newest step was skipped; empty while all is
+            well.
         waits_for: who keeps the newest snapshot from being committed.
         skipped: snapshots that were due and not taken, since this process started.
     """

@@ -175,6 +175,8 @@ class Snapshotter:
         self._check_open()
         if self._decision is None and (self._required or self._channel.up):
             raise WrongUse("step() before restore()", "Call restore() once, before the first step")
+        if step < 0:
+            raise WrongUse(f"step {step} is negative", "Count steps from 0")
         if step < self._next_step:
             raise WrongUse(
                 f"step {step} comes after step {self._next_step - 1}",
@@ -240,7 +242,7 @@ class Snapshotter:
             snapshot_step=self._snapshot_step,
             committed_step=progress.committed.step if progress.HasField("committed") else None,
             is_protected=progress.is_protected and self._channel.up,
-            why_not=progress.why_not,
+            why_not=progress.why_not or self._reported,
             waits_for=tuple(progress.waits_for),
             skipped=self._missed,
         )

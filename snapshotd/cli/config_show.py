@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
 from snapshotd.cli.options import Commands, add_config_options, loaded
+from snapshotd.cli.screen import screen
 from snapshotd.config import LoadedConfig
 
 
@@ -32,7 +32,7 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(effective), indent=2))
     else:
-        Console().print(as_table(effective))
+        screen().print(as_table(effective))
     return 0
 
 
@@ -47,7 +47,7 @@ def as_json(effective: LoadedConfig) -> dict[str, Any]:
 def as_table(effective: LoadedConfig) -> Table:
     """Key, value, origin; one row each."""
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("key")
+    table.add_column("key", overflow="fold")
     table.add_column("value", overflow="fold")
     table.add_column("from", overflow="fold")
     for key, value in effective.values().items():

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from rich.console import Console
-
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
 from snapshotd.cli.render import message_json, plan_tables
+from snapshotd.cli.screen import screen
 
 
 def register(commands: Commands) -> None:
@@ -31,7 +30,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(message_json(plan))
     else:
-        console = Console()
+        console = screen()
         for part in plan_tables(plan):
             console.print(part)
     return 0 if plan.restorable else 1

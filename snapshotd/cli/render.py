@@ -35,10 +35,8 @@ def message_json(message: Message) -> str:
 def status_tables(status: NodeStatus) -> Iterator[RenderableType]:
     """Health and memory, then members, shards and jobs."""
     yield _node_summary(status)
-    yield _members(status)
-    yield _shards(status)
-    yield _jobs(status)
-    yield _slots(status)
+    for table in (_members(status), _shards(status), _jobs(status), _slots(status)):
+        yield table if table.row_count else f"no {table.title}"
 
 
 def plan_tables(plan: PlanReply) -> Iterator[RenderableType]:
@@ -123,10 +121,17 @@ def _jobs(status: NodeStatus) -> Table:
             escape(job.job),
             str(job.world),
             str(job.epoch),
-            _version(job.committed) if job.HasField("committed") else "none yet",
+            _restore_point(job),
             _cadence(job),
         )
     return table
+
+
+def _restore_point(job: JobFacts) -> str:
+    if job.HasField("committed"):
+        return _version(job.committed)
+    # Every decision has a world; only a drop leaves a job without one.
+    return "none yet" if job.world else "dropped"
 
 
 def _cadence(job: JobFacts) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import os
 
-from rich.console import Console
-
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
 from snapshotd.cli.render import message_json, status_tables
+from snapshotd.cli.screen import screen
 
 
 def register(commands: Commands) -> None:
@@ -29,7 +28,7 @@ def _status(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(message_json(status))
     else:
-        console = Console()
+        console = screen()
         for part in status_tables(status):
             console.print(part)
     return 0

@@ -17,6 +17,8 @@ from snapshotd.wire.protocol import PROTOCOL_VERSION
 
 #: A node that is no seed is forgotten after this many times `dead_s` of silence.
 FORGET_FACTOR: Final = 100
+#: Strangers that are remembered for the operator, the newest.
+MAX_REFUSED: Final = 64
 
 
 class Liveness(Enum):
@@ -73,7 +75,7 @@ class Membership:
         """Take in the facts of another node; a refusal says why they were not taken."""
         refusal = self._check(facts, now_s)
         if refusal is not None:
-            self._refused[facts.address] = refusal.reason
+            self.note_refusal(facts.address, refusal.reason)
             return refusal
         self._refused.pop(facts.address, None)
         self.meet([(facts.node, facts.address)], now_s)
@@ -102,7 +104,10 @@ class Membership:
 
     def note_refusal(self, address: str, reason: str) -> None:
         """The node at `address` does not take our facts, or we not its."""
+        self._refused.pop(address, None)
         self._refused[address] = reason
+        while len(self._refused) > MAX_REFUSED:
+            self._refused.pop(next(iter(self._refused)))
 
     def live(self, now_s: float) -> dict[str, NodeFacts]:
         """Facts of all nodes that are not dead, this one not among them."""
@@ -176,5 +181,5 @@ class Membership:
         return Refusal(
             f"node id {facts.node!r} is in use by a live daemon at {self.address}; "
             f"the one at {facts.address} needs another node_id",
-            fatal=True,
+            fatal=facts.boot > self.boot,  # the elder goes on; the newcomer is told by the others
         )

@@ -26,7 +26,7 @@ from snapshotd.core.instructions import (
 )
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import PeerError, SnapshotdError
+from snapshotd.errors import DamagedBytes, PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
@@ -243,6 +243,10 @@ class Smp:
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
                 await self._fetch(decision.job, trainer.shard, decision.restore)
+            except DamagedBytes as error:
+                # The facts have changed: where the shard comes from must be decided anew.
+                reason = str(error)
+                break
             except SnapshotdError as error:
                 log.warning("shard %d at %s: %s", trainer.shard, decision.restore, error)
                 reason = str(error)

@@ -133,7 +133,10 @@ class Supervisor:
         for node in known:
             if node not in self._loops:
                 self._news[node] = asyncio.Event()
-                self._loops[node] = asyncio.get_running_loop().create_task(self._talk_to(node))
+                task = asyncio.get_running_loop().create_task(self._talk_to(node))
+                self._loops[node] = task
+                # Its end is news of its own: nothing else may ever change.
+                task.add_done_callback(lambda _: self.on_change())
         for node in set(self._loops) - set(known):
             self._loops.pop(node).cancel()
             del self._news[node]
@@ -144,7 +147,10 @@ class Supervisor:
         while True:
             news.clear()
             facts = self.board.facts
-            address = self.board.membership.addresses()[node]
+            address = self.board.membership.addresses().get(node)
+            if address is None:
+                await news.wait()  # it was forgotten: this ends with the next spreading
+                continue
             reached = await self._exchange(node, address, facts)
             if not reached:
                 await asyncio.sleep(self._pace.heartbeat_s / 2)

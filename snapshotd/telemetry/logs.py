@@ -72,6 +72,10 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry, ensure_ascii=False, default=str)
 
 
+#: Subjects that are remembered; strangers may invent any number of them.
+MAX_SUBJECTS: Final = 1024
+
+
 class ChangeLog:
     """Logs what is said of a subject when it changes, and not each time it is said again."""
 
@@ -95,7 +99,10 @@ class ChangeLog:
         if self._last.get(subject, "") == reason:
             return False
         if reason:
+            self._last.pop(subject, None)
             self._last[subject] = reason
+            if len(self._last) > MAX_SUBJECTS:
+                del self._last[next(iter(self._last))]
             self._logger.log(level, "%s: %s", subject, reason, extra=facts)
         else:
             del self._last[subject]

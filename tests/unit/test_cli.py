@@ -92,6 +92,14 @@ def test_config_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert f"{file}:3" in capsys.readouterr().out
 
 
+def test_nothing_is_cut_short_in_a_pipe(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("COLUMNS")
+    assert main(["config", "show", *ESSENTIAL]) == 0
+    assert "protection.unprotected_bound_s" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
