@@ -25,6 +25,8 @@ from snapshotd_client.errors import NoDaemon, Refused, WrongUse
 
 #: A question of the way back that got no answer by then is asked again, on a new socket.
 _ASK_AGAIN_S: Final = 2.0
+#: ... each time after twice as long, up to this: a node may be that busy.
+_ASK_AGAIN_LAST_S: Final = 16.0
 #: How long a trainer that is dying may hold its lock before its successor gives up.
 _LOCK_PATIENCE_S: Final = 10.0
 _LOCK_PAUSE_S: Final = 0.05
@@ -183,6 +185,7 @@ class Channel:
         self._answers: dict[int, pb.ToTrainer] = {}  # that came while another was waited for
         self._up = False
         self._asked_s = float("-inf")
+        self._patience_s = _ASK_AGAIN_S
         self._refusal: Refused | None = None
         self.why_down = "never connected"
 
@@ -205,7 +208,7 @@ class Channel:
                 raise self._refusal
             if left_s <= 0:
                 raise no_daemon(self._run_dir, self.why_down)
-            self._step(min(left_s, _ASK_AGAIN_S))
+            self._step(min(left_s, self._patience_s))
             if self._refusal is not None:
                 zmq.select([], [], [], min(max(0.0, left_s), _REFUSED_PAUSE_S))
 
@@ -267,7 +270,10 @@ class Channel:
     def _step(self, timeout_s: float) -> None:
         """Ask for the SMP, or attach to it; or take in the answer to what was asked."""
         try:
-            if self._wires.line is None or time.monotonic() - self._asked_s > _ASK_AGAIN_S:
+            late = time.monotonic() - self._asked_s > self._patience_s
+            if self._wires.line is None or late:
+                if self._wires.line is not None:
+                    self._patience_s = min(_ASK_AGAIN_LAST_S, self._patience_s * 2)
                 self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
                 self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
             assert self._wires.line is not None
@@ -289,6 +295,7 @@ class Channel:
             self._send(pb.ToDaemon(attach=self._attach()))
         elif body == "attached":
             self._up = True
+            self._patience_s = _ASK_AGAIN_S
             self._refusal = None
             self.why_down = ""
         elif body == "refused":
@@ -335,6 +342,7 @@ class Channel:
         self.why_down = why
         self._wires.close_line()
         self._asked_s = float("-inf")
+        self._patience_s = _ASK_AGAIN_S
         return DaemonGone(why)
 
 

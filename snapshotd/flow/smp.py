@@ -115,7 +115,7 @@ class Smp:
             for instruction in instructions:
                 self._carry_out(instruction)
             if any(isinstance(i, Free) for i in instructions):
-                await self.vault.tidy()
+                self.start(self.vault.tidy())
             self._publish()
             if self.desk is not None:
                 await self.desk.report()

@@ -24,7 +24,7 @@ from snapshotd.wire.v1 import node_pb2 as pb
 PORT = 7070
 START_S = 30.0
 #: Short, so that tests need not wait long for what only time can tell; see Cluster.config.
-TIMEOUTS = {"heartbeat_s": 0.3, "suspect_s": 1.5, "dead_s": 3.0, "restore_s": 8.0, "rpc_s": 4.0}
+TIMEOUTS = {"heartbeat_s": 0.3, "suspect_s": 2.5, "dead_s": 5.0, "restore_s": 12.0, "rpc_s": 5.0}
 
 
 def eventually(

@@ -174,6 +174,11 @@ class Job:
             )
 
 
+def homes(nodes: list[Node]) -> list[tuple[Node, int]]:
+    """One rank a node, in slot 0."""
+    return [(node, 0) for node in nodes]
+
+
 def segment_files(node: Node) -> list[Path]:
     return sorted(node.shm_dir.glob("slot-*/*.seg"))
 

@@ -22,34 +22,12 @@ from snapshotd.wire.v1 import trainer_pb2 as tp
 from snapshotd_client import Refused, SnapshotLost, StateChanged, WrongUse
 from snapshotd_client.channel import TrainerLock
 from tests.integration import wires
-from tests.integration.cluster import Cluster, Node, eventually
+from tests.integration.cluster import Node, eventually
 from tests.integration.ranks import Job, Rank
 from tests.integration.steady import Steady
 
 GARBAGE = b"\xff\x00 this is no message \xc3\x28" * 8
 OVERSIZED = bytes(MAX_CONTROL_BYTES + 1024)
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Steady]:
-    cluster = Cluster(group_size=2)
-    try:
-        steady = Steady(cluster)
-        yield steady
-        steady.close()
-    finally:
-        cluster.close()
-
-
-@pytest.fixture
-def steady(world: Steady) -> Iterator[Steady]:
-    yield world
-    world.check()
-
-
-@pytest.fixture
-def node(steady: Steady) -> Node:
-    return steady.nodes[0]
 
 
 # -- what trainers say

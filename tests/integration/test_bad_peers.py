@@ -21,34 +21,12 @@ from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 from tests.integration import wires
-from tests.integration.cluster import PORT, Cluster, Node, eventually
+from tests.integration.cluster import PORT, Node, eventually
 from tests.integration.steady import Steady
 
 GARBAGE = b"\xff\x00 this is no message \xc3\x28" * 8
 OVERSIZED = bytes(MAX_CONTROL_BYTES + 1024)
 DIGEST = b"d" * 16
-
-
-@pytest.fixture(scope="module")
-def world() -> Iterator[Steady]:
-    cluster = Cluster(group_size=2)
-    try:
-        steady = Steady(cluster)
-        yield steady
-        steady.close()
-    finally:
-        cluster.close()
-
-
-@pytest.fixture
-def steady(world: Steady) -> Iterator[Steady]:
-    yield world
-    world.check()
-
-
-@pytest.fixture
-def node(steady: Steady) -> Node:
-    return steady.nodes[0]
 
 
 # -- the node service

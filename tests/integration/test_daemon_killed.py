@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.cluster import Cluster, Node, eventually
-from tests.integration.ranks import Job
+from tests.integration.cluster import Cluster, eventually
+from tests.integration.ranks import Job, homes
 
 FAULTS = Path(__file__).parent / "faults"
 EITHER = ("before", "after")
@@ -33,10 +33,6 @@ points = [
     for boundary in boundaries
     for when in EITHER
 ]
-
-
-def homes(nodes: list[Node]) -> list[tuple[Node, int]]:
-    return [(node, 0) for node in nodes]
 
 
 def name(point: tuple[str, str]) -> str:

@@ -7,14 +7,10 @@ from collections.abc import Callable
 import pytest
 
 from snapshotd_client import SnapshotLost
-from tests.integration.cluster import Cluster, Node, eventually
-from tests.integration.ranks import Job, alive, segment_files
+from tests.integration.cluster import Cluster, eventually
+from tests.integration.ranks import Job, alive, homes, segment_files
 
 Make = Callable[..., Cluster]
-
-
-def homes(nodes: list[Node]) -> list[tuple[Node, int]]:
-    return [(node, 0) for node in nodes]
 
 
 def test_trainers_die_and_resume_from_local_memory(cluster: Make) -> None:

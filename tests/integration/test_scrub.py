@@ -11,11 +11,7 @@ import pytest
 from snapshotd.memory.segment import Segment
 from snapshotd.wire.protocol import HEADER_BYTES
 from tests.integration.cluster import Cluster, Node, eventually
-from tests.integration.ranks import Job, segment_files
-
-
-def homes(nodes: list[Node]) -> list[tuple[Node, int]]:
-    return [(node, 0) for node in nodes]
+from tests.integration.ranks import Job, homes, segment_files
 
 
 def committed_file(node: Node, kind: str) -> Path:
