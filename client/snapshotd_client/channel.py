@@ -270,14 +270,13 @@ class Channel:
     def _step(self, timeout_s: float) -> None:
         """Ask for the SMP, or attach to it; or take in the answer to what was asked."""
         try:
-            late = time.monotonic() - self._asked_s > self._patience_s
-            if self._wires.line is None or late:
-                if self._wires.line is not None:
-                    self._patience_s = min(_ASK_AGAIN_LAST_S, self._patience_s * 2)
-                self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
-                self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
-            assert self._wires.line is not None
-            reply = self._wires.line.receive(timeout_s)
+            # What was answered since the last look comes first: between two steps more time may
+            # pass than a question is given, and to ask anew is to throw the answer away.
+            reply = self._wires.line.receive(0.0) if self._wires.line is not None else None
+            if reply is None:
+                self._ask_anew_if_late()
+                assert self._wires.line is not None, "it was just opened, if it was not there"
+                reply = self._wires.line.receive(timeout_s)
         except DaemonGone as error:
             self._down(str(error))
             if timeout_s > 0:
@@ -287,6 +286,14 @@ class Channel:
             self.why_down = "it does not answer"
             return
         self._follow(reply)
+
+    def _ask_anew_if_late(self) -> None:
+        if self._wires.line is not None:
+            if time.monotonic() - self._asked_s <= self._patience_s:
+                return
+            self._patience_s = min(_ASK_AGAIN_LAST_S, self._patience_s * 2)
+        self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
+        self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
 
     def _follow(self, reply: pb.ToTrainer) -> None:
         body = reply.WhichOneof("body")

@@ -312,9 +312,10 @@ class Snapshotter:
 
     def _let_go(self) -> None:
         self._closed = True
+        # The lock first: the daemon looks at it when the connection ends.
+        self._lock.release()
         self._channel.close()
         self._handover.close()
-        self._lock.release()
 
     def _check_open(self) -> None:
         if self._closed:

@@ -114,8 +114,8 @@ class Smp:
             instructions = self.machine.instructions(time.monotonic())
             for instruction in instructions:
                 self._carry_out(instruction)
-            if any(isinstance(i, Free) for i in instructions):
-                self.start(self.vault.tidy())
+            for job in {i.holding.job for i in instructions if isinstance(i, Free)}:
+                self.start(self.vault.tidy(job))
             self._publish()
             if self.desk is not None:
                 await self.desk.report()

@@ -172,10 +172,15 @@ class Vault:
         self._doomed.append(segment)
         self._let_go(segment)
 
-    async def tidy(self) -> None:
-        """Give memory back that the usual course of steps does not need."""
+    async def tidy(self, job: str) -> None:
+        """Give memory back that the usual course of steps does not need.
+
+        Some free segments are kept for the next step of a job that goes on; of one that is gone
+        (no trainer here, nothing sealed) all are given back.
+        """
+        goes_on = self._machine.trainer is not None or any(key[0] == job for key in self._sealed)
         async with self._claiming:
-            self._arena.trim(self._keep_free)
+            self._arena.trim(self._keep_free if goes_on else 0)
 
     def quarantine(self, holding: DataHolding | ParityHolding, reason: str) -> None:
         """The bytes did not verify: they are never served again."""

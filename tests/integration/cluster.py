@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,9 @@ PORT = 7070
 START_S = 30.0
 #: Short, so that tests need not wait long for what only time can tell; see Cluster.config.
 TIMEOUTS = {"heartbeat_s": 0.3, "suspect_s": 2.5, "dead_s": 5.0, "restore_s": 12.0, "rpc_s": 5.0}
+
+
+_clusters = itertools.count()
 
 
 def eventually(
@@ -122,7 +126,8 @@ class Cluster:
         self._parity = parity
         self._group_size = group_size
         self._settings = settings
-        self._subnet = f"127.{64 + os.getpid() % 100}.{os.getpid() // 100 % 250}"
+        # Its own among all clusters of this process, and most likely of all test runs.
+        self._subnet = f"127.{64 + os.getpid() % 128}.{next(_clusters) % 250}"
 
     def node(self, name: str, seeds: list[str] | None = None, **settings: object) -> Node:
         """Make a node, not yet started; it knows all nodes made so far, or the seeds given."""

@@ -24,11 +24,13 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import (
 )
 
 from snapshotd.cli import main
+from snapshotd.memory.segment import Segment
+from snapshotd.memory.states import State
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 from snapshotd_client import Refused
 from tests.integration.cluster import Cluster, Node, eventually
-from tests.integration.ranks import Job, Rank, alive, segment_files
+from tests.integration.ranks import Job, Rank, alive, homes, segment_files
 
 NODE_SERVICE = "snapshotd.wire.v1.Node"
 SNAPSHOTD = (sys.executable, "-m", "snapshotd")
@@ -60,15 +62,10 @@ def says(capsys: pytest.CaptureFixture[str]) -> Says:
 def nodes() -> Iterator[list[Node]]:
     """Four nodes for all tests that leave them running."""
     made = Cluster(parity=1)
-    made._subnet = made._subnet.rpartition(".")[0] + ".252"  # beside the cluster of a single test
     try:
         yield made.start(4)
     finally:
         made.close()
-
-
-def homes(nodes: list[Node]) -> list[tuple[Node, int]]:
-    return [(node, 0) for node in nodes]
 
 
 @contextlib.contextmanager
@@ -277,10 +274,23 @@ def test_drop_is_for_jobs_without_trainers(nodes: list[Node], says: Says) -> Non
         return any(s.job == "dropped" for s in node.status().shards)
 
     eventually("no node holds it", lambda: not any(held(node) for node in nodes))
+    eventually(
+        "its memory is given back",
+        lambda: not any(_free_segments(node) for node in nodes),
+    )
     assert says("plan", "dropped", *at(nodes[1]))[0] == 1
     job = Job(homes(nodes), "dropped")
     assert job.restore() == [None] * 4
     job.close()
+
+
+def _free_segments(node: Node) -> list[str]:
+    """Segment files of a node that hold nothing."""
+    segments = [Segment.open(path) for path in segment_files(node)]
+    free = [s.name for s in segments if s.state is State.FREE]
+    for segment in segments:
+        segment.close()
+    return free
 
 
 def trainers(node: Node, others: list[Node]) -> int:

@@ -50,6 +50,24 @@ def test_daemon_dies_training_goes_on_and_protection_returns(cluster: Make) -> N
     job.close()
 
 
+def test_steps_slower_than_the_clients_patience_find_the_daemon_again(cluster: Make) -> None:
+    """What is answered between two steps must not be thrown away by asking anew."""
+    nodes = cluster().start(2)
+    job = Job(homes(nodes))
+    job.restore()
+    job.train_protected(1)
+    nodes[1].kill()
+    nodes[1].start()
+
+    def back() -> bool:
+        job.train(1)
+        return job.ranks[1].snap.status().connected
+
+    eventually("it is back", back, timeout_s=20, pause_s=2.5)
+    job.train_until_protected()
+    job.close()
+
+
 def test_restarted_daemon_adopts_its_segments(cluster: Make) -> None:
     nodes = cluster().start(4)
     job = Job(homes(nodes))
