@@ -85,8 +85,12 @@ class Node:
     def smp_pids(self) -> list[int]:
         if self.process is None or not psutil.pid_exists(self.process.pid):
             return []
-        children = psutil.Process(self.process.pid).children()
-        return [c.pid for c in children if "snapshotd.smp" in " ".join(c.cmdline())]
+        found = []
+        for child in psutil.Process(self.process.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):  # a zombie is one, too
+                if "snapshotd.smp" in " ".join(child.cmdline()):
+                    found.append(child.pid)
+        return found
 
     def kill(self) -> None:
         """SIGKILL supervisor and SMPs at once."""

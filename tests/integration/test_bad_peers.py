@@ -21,7 +21,7 @@ from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 from tests.integration import wires
-from tests.integration.cluster import PORT, Node, eventually
+from tests.integration.cluster import PORT, TIMEOUTS, Node, eventually
 from tests.integration.steady import Steady
 
 GARBAGE = b"\xff\x00 this is no message \xc3\x28" * 8
@@ -301,7 +301,10 @@ def test_a_store_that_stalls_is_given_up(steady: Steady, node: Node) -> None:
     eventually("nobody waits for the rest", lambda: not busy())
     with contextlib.suppress(futures.InvalidStateError):
         holding.set_result(None)
-    assert "sent nothing of a block for 4.0 s" in wires.refusal(stalled.exception())[1]
+    assert (
+        f"sent nothing of a block for {TIMEOUTS['rpc_s']} s"
+        in wires.refusal(stalled.exception())[1]
+    )
     released.shutdown()
 
 
