@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from snapshotd.core.claims import out_of_epoch, stalled
 from snapshotd.core.encoding import stripes_to_code
 from snapshotd.core.instructions import (
     Answer,
@@ -22,6 +23,7 @@ from snapshotd.core.instructions import (
 )
 from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, lacking
+from snapshotd.core.repair import shards_to_rebuild
 from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import may_free_data, may_free_parity
 from snapshotd.errors import RequestError
@@ -227,7 +229,9 @@ class SlotMachine:
             *self._frees(),
             *self._judge_claim(now_s),
             *self._coding.startable(self._encodes(), now_s),
-            *self._rebuilding.startable(self._lost(), now_s),
+            *self._rebuilding.startable(
+                shards_to_rebuild(self.orders.jobs, self.home, self._data), now_s
+            ),
         ]
 
     def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
@@ -300,13 +304,13 @@ class SlotMachine:
         if claim is None or trainer is None:
             return []
         job = self.orders.job(trainer.job)
-        reason = self._out_of_epoch(trainer, job)
+        reason = out_of_epoch(trainer, job)
         if not reason and self._filling is None and len(self._mine(trainer)) < self._generations:
-            assert job is not None, "_out_of_epoch said so"
+            assert job is not None, "out_of_epoch said so"
             self._claim = None
             self._filling = Version(job.lineage, claim.step)
             return [_grant(trainer, self._filling, claim)]
-        reason = reason or self._stalled(job)
+        reason = reason or stalled(self._group(job), self._slots())
         if not reason and now_s >= claim.until_s:
             reason = "no buffer came free in time" + self._waits_for(job)
         if not reason:
@@ -316,23 +320,6 @@ class SlotMachine:
 
     def _mine(self, trainer: TrainerFacts) -> list[DataHolding]:
         return [d for d in self._data.values() if (d.job, d.shard) == (trainer.job, trainer.shard)]
-
-    def _out_of_epoch(self, trainer: TrainerFacts, job: JobFacts | None) -> str:
-        if job is None or job.decision is None or job.lineage == 0:
-            return "this node does not know the job's groups yet"
-        if trainer.decision != job.decision.id or job.lineage != job.decision.id.epoch:
-            return f"the job is being restored in epoch {job.epoch}"
-        return ""
-
-    def _stalled(self, job: JobFacts | None) -> str:
-        """Why waiting for a buffer is in vain: a member that cannot do its part now."""
-        group = self._group(job)
-        slots = self._slots()
-        for member in group.members if group else ():
-            facts = slots.get(member.home)
-            if facts is None or not facts.address or facts.trainer is None:
-                return f"{member.home} does not take part now"
-        return ""
 
     def _waits_for(self, job: JobFacts | None) -> str:
         missing = self.why_not_protected(job) if job else []
@@ -353,20 +340,6 @@ class SlotMachine:
             return []
         versions = {d.version for d in self._data.values() if d.job == job.job}
         return stripes_to_code(job, self.home, sorted(versions), self._slots())
-
-    def _lost(self) -> list[Rebuild]:
-        """This slot's shard of a job's restore point, where it is not here any more."""
-        found = []
-        for job in self.orders.jobs:
-            decision, version = job.decision, job.committed
-            if decision is None or version is None or job.lineage != decision.id.epoch:
-                continue
-            for group in decision.groups:
-                for member in group.members:
-                    held = (job.job, member.shard, version) in self._data
-                    if member.home == self.home and not held:
-                        found.append(Rebuild(job.job, member.shard, version))
-        return found
 
     def _resident_job(self) -> JobFacts | None:
         """Without a trainer: the job whose data this slot holds."""

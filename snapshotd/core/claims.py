@@ -1,0 +1,24 @@
+"""Why a trainer that asks for a buffer need not wait for one."""
+
+from __future__ import annotations
+
+from snapshotd.core.protection import Slots
+from snapshotd.metadata import Group, JobFacts, TrainerFacts
+
+
+def out_of_epoch(trainer: TrainerFacts, job: JobFacts | None) -> str:
+    """Why no snapshot of this trainer can count now; empty when it can."""
+    if job is None or job.decision is None or job.lineage == 0:
+        return "this node does not know the job's groups yet"
+    if trainer.decision != job.decision.id or job.lineage != job.decision.id.epoch:
+        return f"the job is being restored in epoch {job.epoch}"
+    return ""
+
+
+def stalled(group: Group | None, slots: Slots) -> str:
+    """A member that cannot do its part now, so that no buffer will come free soon."""
+    for member in group.members if group else ():
+        facts = slots.get(member.home)
+        if facts is None or not facts.address or facts.trainer is None:
+            return f"{member.home} does not take part now"
+    return ""
