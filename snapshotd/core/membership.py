@@ -146,10 +146,6 @@ class Membership:
             return Liveness.SUSPECT, silent_s, "silent"
         return Liveness.DEAD, silent_s, "silent"
 
-    def refused(self) -> Mapping[str, str]:
-        """Address -> reason of nodes not admitted, or that did not admit this one."""
-        return dict(self._refused)
-
     def _check(self, facts: NodeFacts, now_s: float) -> Refusal | None:
         if facts.protocol != PROTOCOL_VERSION:
             return Refusal(

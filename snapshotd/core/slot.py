@@ -65,7 +65,6 @@ class SlotMachine:
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
-        self._staging: DecisionId | None = None
         self._coding: Pace[Encode] = Pace()
         self._rebuilding: Pace[Rebuild] = Pace()
         self.aborted = 0
@@ -187,13 +186,11 @@ class SlotMachine:
 
     def staged(self, decision: DecisionId) -> None:
         """This slot's shard of the decided version is here and verified."""
-        self._staging = None
         if self.trainer is not None and self.trainer.decision == decision:
             self.trainer = replace(self.trainer, staged=True)
 
     def stage_failed(self, decision: DecisionId, reason: str) -> None:
         """It cannot be had; the coordinator decides again."""
-        self._staging = None
         if self.trainer is not None and self.trainer.decision == decision:
             self.trainer = replace(self.trainer, failure=reason)
 
@@ -273,7 +270,6 @@ class SlotMachine:
             self.trainer = replace(adopted, staged=True)
             return []
         self.trainer = adopted
-        self._staging = decision.id
         return [Stage(decision)]
 
     def _frees(self) -> list[Instruction]:
