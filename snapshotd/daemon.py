@@ -148,14 +148,13 @@ class Node:
         channels = Channels()
         pace = Pace(config.timeouts.heartbeat_s, config.timeouts.rpc_s)
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
-        self._supervisor.on_change = self._on_change
         parts.push_async_callback(self._supervisor.stop)
         # The links must be there before the first SMP looks for them.
         links, socket = LocalServer(self._supervisor), config.run_dir / "links.sock"
         await links.start(socket)
         parts.callback(socket.unlink, missing_ok=True)
         parts.push_async_callback(links.stop)
-        children = Children(self._smp_arguments)
+        self._children = children = Children(self._smp_arguments)
         parts.push_async_callback(children.stop)
         # The board must know which slots may hold something before the port opens: a peer that
         # heard of none might decide without them.
@@ -168,6 +167,7 @@ class Node:
         self._supervisor.start()
         for slot in adopting:
             children.ensure(slot)
+        self._supervisor.on_change = self._on_change
         # Trainers come last: all that they may ask for is there.
         context = zmq.asyncio.Context()
         parts.callback(context.term)
@@ -215,6 +215,8 @@ class Node:
     def _on_change(self) -> None:
         now_s = time.monotonic()
         self._clock.watch(self._board, now_s)
+        for slot in self._board.slots_needed():
+            self._children.ensure(slot)
         for task in self._supervisor.loops.values():
             if task.done():
                 self._ended(task)
@@ -276,12 +278,15 @@ def _board(config: Config, records: Records) -> Board:
         seeds=config.peers,
         suspect_s=config.timeouts.suspect_s,
         dead_s=config.timeouts.dead_s,
+        started_s=time.monotonic(),
     )
     policy = Policy(
         group_size=config.protection.group_size,
         parity=config.protection.parity,
         patience_s=config.timeouts.restore_s / 2,
         max_interval=config.protection.max_interval,
+        dead_s=config.timeouts.dead_s,
+        replace_s=config.timeouts.replace_s,
         epoch_floor=int(time.time()),
     )
     return Board(membership, policy, records.load())

@@ -248,11 +248,18 @@ class Orders:
         jobs: all jobs this node knows of.
         peers: facts of every slot of every live node, this one's too.
         waits: job -> why no restore was decided yet.
+        shelters: job -> the groups that keep its restore point while nodes of its own are lost.
     """
 
     jobs: tuple[JobFacts, ...] = ()
     peers: Mapping[Home, SlotFacts] = field(default_factory=dict)
     waits: Mapping[str, str] = field(default_factory=dict)
+    shelters: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)
 
     def job(self, name: str) -> JobFacts | None:
         return next((j for j in self.jobs if j.job == name), None)
+
+    def keepers(self, job: JobFacts) -> tuple[Group, ...]:
+        """The groups that are to keep the restore point now."""
+        decided = job.decision.groups if job.decision else ()
+        return self.shelters.get(job.job, decided)

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from snapshotd.wire.v1.node_pb2 import (
     GenerationStatus,
+    GroupStatus,
     JobFacts,
     MemberStatus,
     NodeStatus,
@@ -35,7 +36,8 @@ def message_json(message: Message) -> str:
 def status_tables(status: NodeStatus) -> Iterator[RenderableType]:
     """Health and memory, then members, shards and jobs."""
     yield _node_summary(status)
-    for table in (_members(status), _shards(status), _jobs(status), _slots(status)):
+    tables = (_members, _shards, _groups, _jobs, _slots)
+    for table in (make(status) for make in tables):
         yield table if table.row_count else f"no {table.title}"
 
 
@@ -111,6 +113,28 @@ def _generation(generation: GenerationStatus) -> str:
         f"{_version(generation.version)} {generation.state}, "
         f"{generation.age_s:.1f} s old, {in_bytes(generation.bytes)}"
     )
+
+
+def _groups(status: NodeStatus) -> Table:
+    table = _table("groups", "job", "shards", "kept on", "survives", "why")
+    group: GroupStatus
+    for group in status.groups:
+        table.add_row(
+            escape(group.job),
+            ", ".join(map(str, group.shards)),
+            ", ".join(f"{home.node}/{home.slot}" for home in group.homes),
+            _survives(group),
+            escape(group.why),
+        )
+    return table
+
+
+def _survives(group: GroupStatus) -> str:
+    if group.further_losses < 0:
+        return "LOST: not all of it can be had now"
+    nodes = "node" if group.further_losses == 1 else "nodes"
+    short = group.further_losses < group.parity
+    return f"{group.further_losses} {nodes}" + (f" of {group.parity}" if short else "")
 
 
 def _jobs(status: NodeStatus) -> Table:

@@ -25,7 +25,11 @@ from snapshotd.config.address import check_address
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
-TIMEOUT_ORDER: Final = ("heartbeat_s", "suspect_s", "dead_s", "restore_s", "torchrun_s")
+#: Orders in which bounds of waiting must stand, shortest first.
+TIMEOUT_ORDERS: Final = (
+    ("heartbeat_s", "suspect_s", "dead_s", "restore_s", "torchrun_s"),
+    ("dead_s", "replace_s"),
+)
 
 
 def _absolute(path: Path) -> Path:
@@ -102,6 +106,11 @@ class Timeouts(_Section):
     )
     suspect_s: Seconds = Field(default=3.0, description="silent for this long, a peer is suspected")
     dead_s: Seconds = Field(default=8.0, description="silent for this long, a peer counts as lost")
+    replace_s: Seconds = Field(
+        default=60.0,
+        description="a lost node without a replacement for this long: its state is rebuilt on the "
+        "nodes that remain, with the group shrunk",
+    )
     restore_s: Seconds = Field(
         default=120.0, description="a restore() is answered within this bound"
     )
@@ -114,10 +123,12 @@ class Timeouts(_Section):
         default=10.0, description="one control call to a peer is given up after this"
     )
 
-    @field_validator(*TIMEOUT_ORDER[1:])
+    @field_validator(*{name for order in TIMEOUT_ORDERS for name in order[1:]})
     @classmethod
     def _in_order(cls, value: float, info: ValidationInfo) -> float:
-        below = TIMEOUT_ORDER[TIMEOUT_ORDER.index(str(info.field_name)) - 1]
+        name = str(info.field_name)
+        order = next(o for o in TIMEOUT_ORDERS if name in o[1:])
+        below = order[order.index(name) - 1]
         bound = info.data.get(below)
         if bound is not None and value <= bound:
             raise PydanticCustomError(
@@ -126,7 +137,7 @@ class Timeouts(_Section):
                 {
                     "below": below,
                     "bound": bound,
-                    "expected": "the order " + " < ".join(TIMEOUT_ORDER),
+                    "expected": "the order " + " < ".join(order),
                     "related": [f"timeouts.{below}"],
                 },
             )

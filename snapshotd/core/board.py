@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from snapshotd.core.cadence import Window, judge
 from snapshotd.core.commit import advance, merge_all, stated
 from snapshotd.core.membership import Membership, Refusal
+from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Missing, Origin, candidates, survey
 from snapshotd.core.restore import (
     Situation,
@@ -23,8 +24,18 @@ from snapshotd.core.restore import (
     waiting_shards,
     within_lineage,
 )
+from snapshotd.core.shelter import Absence, keepers, nodes_of
 from snapshotd.errors import CallerError
-from snapshotd.metadata import Decision, Home, JobFacts, NodeFacts, Orders, SlotFacts, Version
+from snapshotd.metadata import (
+    Decision,
+    Group,
+    Home,
+    JobFacts,
+    NodeFacts,
+    Orders,
+    SlotFacts,
+    Version,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +46,8 @@ class Policy:
     parity: int
     patience_s: float
     max_interval: int
+    dead_s: float
+    replace_s: float
     epoch_floor: int = 0
 
 
@@ -51,6 +64,7 @@ class Board:
         self._waits: dict[str, str] = {}
         self._waiting_since: dict[str, tuple[tuple[str, ...], float]] = {}
         self._windows: dict[str, Window | None] = {}
+        self._shelters: dict[str, tuple[Group, ...]] = {}
         self._sequence = 0
         self._published: NodeFacts | None = None
 
@@ -109,7 +123,23 @@ class Board:
     def orders(self, now_s: float) -> Orders:
         """What this node's SMPs must know."""
         jobs = tuple(self._jobs[j] for j in sorted(self._jobs))
-        return Orders(jobs, self.slots(now_s), dict(self._waits))
+        return Orders(jobs, self.slots(now_s), dict(self._waits), dict(self._shelters))
+
+    def keepers(self, job: JobFacts) -> tuple[Group, ...]:
+        """The groups that are to keep a job's restore point now."""
+        decided = job.decision.groups if job.decision else ()
+        return self._shelters.get(job.job, decided)
+
+    def slots_needed(self) -> frozenset[int]:
+        """Slots of this node that are to keep something."""
+        return frozenset(
+            member.home.slot
+            for job in self._jobs.values()
+            if job.committed is not None
+            for group in self.keepers(job)
+            for member in group.members
+            if member.home.node == self.membership.node
+        )
 
     def jobs(self) -> tuple[JobFacts, ...]:
         """All jobs this node knows of."""
@@ -162,6 +192,24 @@ class Board:
         if coordinating:
             known = self._judge_cadence(known, slots)
         self._jobs[job] = known
+        self._shelter(known, slots, live, now_s)
+
+    def _shelter(
+        self, job: JobFacts, slots: Slots, live: Mapping[str, NodeFacts], now_s: float
+    ) -> None:
+        """Where the restore point is to be kept, while nodes that kept it are lost."""
+        decided = job.decision.groups if job.decision else ()
+        here = {self.membership.node, *live}
+        away = {n: self.membership.silence_s(n, now_s) for n in nodes_of(decided) if n not in here}
+        absence = Absence(
+            live=here,
+            dead={n for n, silent_s in away.items() if silent_s >= self._policy.dead_s},
+            overdue={n for n, silent_s in away.items() if silent_s >= self._policy.replace_s},
+        )
+        self._shelters.pop(job.job, None)
+        groups = keepers(job, slots, absence) if absence.dead else decided
+        if groups != decided:
+            self._shelters[job.job] = groups
 
     def _known(self, job: str) -> tuple[JobFacts, ...]:
         return (self._jobs[job],) if job in self._jobs else ()

@@ -25,7 +25,7 @@ from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, lacking
 from snapshotd.core.repair import shards_to_rebuild
 from snapshotd.core.restore import should_adopt
-from snapshotd.core.retention import may_free_data, may_free_parity
+from snapshotd.core.retention import Retention, superseded
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,
@@ -227,7 +227,7 @@ class SlotMachine:
             *self._judge_claim(now_s),
             *self._coding.startable(self._encodes(), now_s),
             *self._rebuilding.startable(
-                shards_to_rebuild(self.orders.jobs, self.home, self._data), now_s
+                shards_to_rebuild(self.orders, self.home, self._data), now_s
             ),
         ]
 
@@ -276,16 +276,24 @@ class SlotMachine:
         slots = self._slots()
         found: list[Instruction] = []
         for job in self.orders.jobs:
-            held = [d for d in self._data.values() if d.job == job.job]
-            for data in held:
-                reason = may_free_data(job, self.home, data, slots)
+            keepers = self.orders.keepers(job)
+            retention = Retention(job, keepers, self.home, slots, self._spared(job))
+            for held in self._held():
+                reason = retention.may_free(held) if held.job == job.job else ""
                 if reason:
-                    found.append(self._free(data, job, reason))
-            for parity in [p for p in self._parity.values() if p.job == job.job]:
-                reason = may_free_parity(job, self.home, parity, slots)
-                if reason:
-                    found.append(self._free(parity, job, reason))
+                    found.append(self._free(held, job, reason))
         return found
+
+    def _held(self) -> list[DataHolding | ParityHolding]:
+        return [*self._data.values(), *self._parity.values()]
+
+    def _spared(self, job: JobFacts) -> list[Version]:
+        """Superseded versions that may stay: those for which no buffer is wanted yet."""
+        held = {h.version for h in self._held() if h.job == job.job}
+        old = sorted(v for v in held if superseded(job, v))
+        wanted = len(held) - len(old) + (self._claim is not None or self._filling is not None)
+        room = self._generations - wanted
+        return old[-room:] if room > 0 else []
 
     def _free(self, holding: DataHolding | ParityHolding, job: JobFacts, reason: str) -> Free:
         newer = job.committed is None or holding.version > job.committed
@@ -330,17 +338,13 @@ class SlotMachine:
         return group
 
     def _encodes(self) -> list[Encode]:
-        trainer = self.trainer
-        job = self.orders.job(trainer.job) if trainer else self._resident_job()
-        if job is None:
-            return []
-        versions = {d.version for d in self._data.values() if d.job == job.job}
-        return stripes_to_code(job, self.home, sorted(versions), self._slots())
-
-    def _resident_job(self) -> JobFacts | None:
-        """Without a trainer: the job whose data this slot holds."""
-        held = {d.job for d in self._data.values()}
-        return next((j for j in self.orders.jobs if j.job in held), None)
+        slots, tasks = self._slots(), []
+        for job in self.orders.jobs:
+            versions = sorted({d.version for d in self._data.values() if d.job == job.job})
+            if versions:
+                keepers = self.orders.keepers(job)
+                tasks += stripes_to_code(job, keepers, self.home, versions, slots)
+        return tasks
 
     # -- small parts
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from snapshotd import __version__
 from snapshotd.core.board import Board
+from snapshotd.core.margin import further_losses
 from snapshotd.core.protection import data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
-from snapshotd.metadata import DataHolding, Decision, Home, JobFacts, SlotFacts, Version
+from snapshotd.metadata import DataHolding, Decision, Group, Home, JobFacts, SlotFacts, Version
 from snapshotd.rpc.convert import job_to, slot_to, version_to
 from snapshotd.wire.v1 import node_pb2 as pb
 
@@ -107,6 +108,7 @@ def node_status(board: Board, clock: Clock, now_s: float) -> pb.NodeStatus:
         shards=_shards(board, clock, now_s),
         jobs=[job_to(j) for j in board.jobs()],
         slots=[slot_to(s) for s in facts.slots],
+        groups=_groups(board, now_s),
     )
 
 
@@ -174,6 +176,47 @@ def _waits_for(
     if job is None or job.decision is None or not held:
         return []
     return _causes(job.decision, max(d.version for d in held), board, now_s)
+
+
+def _groups(board: Board, now_s: float) -> list[pb.GroupStatus]:
+    """How safe the restore point is in each group that this node is in, or stands in for."""
+    me = board.membership.node
+    slots = board.slots(now_s)
+    found = []
+    for job in board.jobs():
+        version = job.committed
+        if job.decision is None or version is None:
+            continue
+        keeping = board.keepers(job)
+        for group in job.decision.groups:
+            kept = [g for g in keeping if not set(g.shards).isdisjoint(group.shards)]
+            homes = [m.home for g in kept for m in g.members]
+            if me not in {home.node for home in homes}:
+                continue
+            missing = [why for g in kept for why in lacking(g, job.job, version, slots)]
+            found.append(
+                pb.GroupStatus(
+                    job=job.job,
+                    shards=group.shards,
+                    homes=[pb.Home(node=h.node, slot=h.slot) for h in homes],
+                    version=version_to(version),
+                    further_losses=further_losses(slots, job.job, version, group.shards),
+                    parity=group.parity,
+                    why=sentence([*_lost_homes(group, kept), *(f"{h} {w}" for h, w in missing)]),
+                )
+            )
+    return found
+
+
+def _lost_homes(group: Group, kept: list[Group]) -> list[str]:
+    """Whose shards are kept elsewhere now."""
+    homes = {(m.shard, m.home) for g in kept for m in g.members}
+    return [
+        f"{m.home} is lost, shard {m.shard} is kept on "
+        + " and ".join(str(home) for shard, home in sorted(homes) if shard == m.shard)
+        for m in group.members
+        if (m.shard, m.home) not in homes
+    ]
 
 
 def plan_reply(board: Board, job: str, now_s: float) -> pb.PlanReply:

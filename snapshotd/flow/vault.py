@@ -258,7 +258,8 @@ class Vault:
                 f"parity of epoch {opening.epoch} came while job {opening.job!r} is at "
                 f"epoch {known} here",
             )
-        wanted = ((p, h) for g in job.decision.groups for p, h in parity_homes(g))
+        groups = (*job.decision.groups, *self._machine.orders.keepers(job))
+        wanted = ((p, h) for g in groups for p, h in parity_homes(g))
         if (place, self._machine.home) not in wanted:
             raise RequestError(
                 ErrorCode.OUT_OF_ORDER, f"{self._machine.home} is not to keep parity {place}"

@@ -143,6 +143,8 @@ def _home_to(h: Home) -> pb.Home:
 
 def _group_from(m: pb.Group) -> Group:
     members = tuple(Member(x.shard, Home(x.home.node, x.home.slot)) for x in m.members)
+    for member in members:
+        check_slot(member.home.slot)
     if not 0 < len(members) <= MAX_MEMBERS or m.parity >= len(members):
         raise malformed(f"a group of {len(members)} with {m.parity} parity blocks")
     if list(members) != sorted(set(members)):
@@ -382,9 +384,14 @@ def orders_to(o: Orders) -> pb.Orders:
         jobs=[job_to(j) for j in o.jobs],
         peers=[pb.PeerSlot(node=h.node, facts=slot_to(f)) for h, f in sorted(o.peers.items())],
         waits=o.waits,
+        shelters=[
+            pb.Shelter(job=job, groups=[group_to(g) for g in groups])
+            for job, groups in sorted(o.shelters.items())
+        ],
     )
 
 
 def orders_from(m: pb.Orders) -> Orders:
     peers = {Home(p.node, p.facts.slot): slot_from(p.facts) for p in m.peers}
-    return Orders(tuple(job_from(j) for j in m.jobs), peers, dict(m.waits))
+    shelters = {s.job: tuple(_group_from(g) for g in s.groups) for s in m.shelters}
+    return Orders(tuple(job_from(j) for j in m.jobs), peers, dict(m.waits), shelters)

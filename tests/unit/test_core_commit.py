@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from snapshotd.core.cadence import MARGIN_STEPS, NARROW_WINDOW, WIDEN_WINDOW, Window, judge
 from snapshotd.core.commit import advance, merge
 from snapshotd.core.membership import FORGET_FACTOR, Liveness, Membership
-from snapshotd.core.protection import aborted, lacking, newest_protected, parity_homes
-from snapshotd.core.retention import may_free_data, may_free_parity, may_free_version
+from snapshotd.core.protection import Slots, aborted, lacking, newest_protected, parity_homes
+from snapshotd.core.retention import Retention, may_free_version
 from snapshotd.metadata import (
     Cadence,
     DataHolding,
@@ -192,15 +192,26 @@ def test_a_member_that_lost_a_coded_version_did_not_pass_it() -> None:
 
 
 def test_a_shard_that_moved_is_freed_once_it_is_protected_there() -> None:
-    job = settled(Version(1, 5))
-    spare = Home("c", 0)
-    assert "lives on a/0" in may_free_data(job, spare, holding(0, 5), {})
-    assert not may_free_data(job, A, holding(0, 5), {})
-    assert not may_free_data(replace(job, committed_in=0), spare, holding(0, 5), {})
-    row = slots_with(5)[A].parity[0]
-    assert not may_free_parity(job, A, row, {})
-    assert may_free_parity(job, spare, row, {})
-    assert not may_free_parity(replace(job, committed_in=0), spare, row, {})
+    job, spare, slots = settled(Version(1, 5)), Home("c", 0), slots_with(5)
+    row = slots[A].parity[0]
+
+    def why(job: JobFacts, me: Home, held: DataHolding | ParityHolding, slots: Slots) -> str:
+        return Retention(job, DECISION.groups, me, slots).may_free(held)
+
+    assert "lives on a/0" in why(job, spare, holding(0, 5), slots)
+    assert "do not use it" in why(job, spare, row, slots)
+    assert not why(job, A, holding(0, 5), slots)
+    assert not why(job, A, row, slots)
+    for unsettled, seen in ((replace(job, committed_in=0), slots), (job, {A: slots[A]})):
+        assert not why(unsettled, spare, holding(0, 5), seen)
+        assert not why(unsettled, spare, row, seen)
+
+
+def test_a_superseded_version_stays_while_it_is_spared() -> None:
+    job, slots = settled(Version(1, 5)), slots_with(4, 5)
+    sparing = Retention(job, DECISION.groups, A, slots, spared=[Version(1, 4)])
+    assert not sparing.may_free(holding(0, 4))
+    assert "superseded" in Retention(job, DECISION.groups, A, slots).may_free(holding(0, 4))
 
 
 # -- cadence

@@ -288,8 +288,26 @@ class MemberStatus(_message.Message):
     reason: str
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., silent_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class GroupStatus(_message.Message):
+    __slots__ = ("job", "shards", "homes", "version", "further_losses", "parity", "why")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    HOMES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    homes: _containers.RepeatedCompositeFieldContainer[Home]
+    version: _segment_pb2.Version
+    further_losses: int
+    parity: int
+    why: str
+    def __init__(self, job: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., homes: _Optional[_Iterable[_Union[Home, _Mapping]]] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., further_losses: _Optional[int] = ..., parity: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason")
+    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason", "groups")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +322,7 @@ class NodeStatus(_message.Message):
     CODING_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_FIELD_NUMBER: _ClassVar[int]
     HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     node: str
     boot: str
@@ -318,7 +337,8 @@ class NodeStatus(_message.Message):
     coding: str
     healthy: bool
     health_reason: str
-    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[GroupStatus]
+    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ...) -> None: ...
 
 class InventoryRequest(_message.Message):
     __slots__ = ()
@@ -431,7 +451,7 @@ class StoreReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Orders(_message.Message):
-    __slots__ = ("jobs", "peers", "waits")
+    __slots__ = ("jobs", "peers", "waits", "shelters")
     class WaitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -442,10 +462,20 @@ class Orders(_message.Message):
     JOBS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
+    SHELTERS_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
     peers: _containers.RepeatedCompositeFieldContainer[PeerSlot]
     waits: _containers.ScalarMap[str, str]
-    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., waits: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    shelters: _containers.RepeatedCompositeFieldContainer[Shelter]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., waits: _Optional[_Mapping[str, str]] = ..., shelters: _Optional[_Iterable[_Union[Shelter, _Mapping]]] = ...) -> None: ...
+
+class Shelter(_message.Message):
+    __slots__ = ("job", "groups")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, job: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class PeerSlot(_message.Message):
     __slots__ = ("node", "facts")
