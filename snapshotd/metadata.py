@@ -44,10 +44,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """n members, ordered by shard, that keep each other's state with m parity blocks a stripe."""
+    """n members, ordered by shard, that keep each other's state with m parity blocks a stripe.
+
+    `unkept` of these m rows, the last ones, are not stored now: memory is short.
+    """
 
     members: tuple[Member, ...]
     parity: int
+    unkept: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Parity blocks a stripe that are to be stored: nodes whose loss is survived."""
+        return self.parity - self.unkept
 
     @property
     def size(self) -> int:
@@ -190,6 +199,7 @@ class SlotFacts:
     data: tuple[DataHolding, ...] = ()
     parity: tuple[ParityHolding, ...] = ()
     counters: SlotCounters = field(default_factory=SlotCounters)
+    short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +208,14 @@ class Cadence:
 
     interval: int = 1
     from_step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Economy:
+    """Keep `rows_less` parity rows less than decided; the greater serial is the newer word."""
+
+    serial: int = 0
+    rows_less: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +238,7 @@ class JobFacts:
     committed_in: int = 0
     decision: Decision | None = None
     cadence: Cadence = Cadence()
+    economy: Economy = Economy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +267,8 @@ class Orders:
         jobs: all jobs this node knows of.
         peers: facts of every slot of every live node, this one's too.
         waits: job -> why no restore was decided yet.
-        shelters: job -> the groups that keep its restore point while nodes of its own are lost.
+        shelters: job -> the groups that keep its restore point, where they are not those decided:
+            nodes are lost, or memory is short.
     """
 
     jobs: tuple[JobFacts, ...] = ()

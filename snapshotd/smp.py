@@ -29,7 +29,7 @@ from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import trainer_alive
-from snapshotd.memory.preflight import check_room, measure_room, snapshot_need
+from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_service import BlocksServer
@@ -103,23 +103,17 @@ async def run(settings: SmpSettings) -> None:
     )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
     link = Link(settings.run_dir / "links.sock")
-    smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock)
+
+    rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
+    smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock, rooms)
     server = BlocksServer(vault, settings.cluster_id, settings.stall_s)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
 
-    def preflight(image_bytes: int) -> None:
-        need = snapshot_need(
-            image_bytes,
-            settings.generations,
-            settings.group_size,
-            settings.parity,
-            allocated_bytes=vault.allocated_bytes,
-        )
-        check_room(need, measure_room(settings.shm_dir, budget))
-
-    smp.desk = TrainerDesk(smp, socket, settings.cluster_id, preflight, lambda: trainer_alive(lock))
+    smp.desk = TrainerDesk(
+        smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_alive(lock)
+    )
     socket.bind()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

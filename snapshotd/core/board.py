@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from snapshotd.core import economy
 from snapshotd.core.cadence import Window, judge
 from snapshotd.core.commit import advance, merge_all, stated
 from snapshotd.core.membership import Membership, Refusal
@@ -63,6 +64,7 @@ class Board:
         self._jobs = {job.job: job for job in records}
         self._waits: dict[str, str] = {}
         self._waiting_since: dict[str, tuple[tuple[str, ...], float]] = {}
+        self._spells: dict[str, economy.Spell] = {}
         self._windows: dict[str, Window | None] = {}
         self._shelters: dict[str, tuple[Group, ...]] = {}
         self._sequence = 0
@@ -190,7 +192,7 @@ class Board:
             return
         known = advance(known, slots)
         if coordinating:
-            known = self._judge_cadence(known, slots)
+            known = self._judge_economy(self._judge_cadence(known, slots), slots, now_s)
         self._jobs[job] = known
         self._shelter(known, slots, live, now_s)
 
@@ -207,7 +209,7 @@ class Board:
             overdue={n for n, silent_s in away.items() if silent_s >= self._policy.replace_s},
         )
         self._shelters.pop(job.job, None)
-        groups = keepers(job, slots, absence) if absence.dead else decided
+        groups = keepers(job, slots, absence)
         if groups != decided:
             self._shelters[job.job] = groups
 
@@ -263,6 +265,21 @@ class Board:
         )
         self._windows[known.job] = window
         return known if cadence == known.cadence else replace(known, cadence=cadence)
+
+    def _judge_economy(self, known: JobFacts, slots: Slots, now_s: float) -> JobFacts:
+        decision = known.decision
+        if decision is None or known.lineage != decision.id.epoch:
+            return known
+        homes = {m.home for g in decision.groups for m in g.members}
+        spell, saving = economy.judge(
+            self._spells.get(known.job),
+            short=any(known.job in f.short for h, f in slots.items() if h in homes),
+            present=known.economy,
+            parity=max((g.parity for g in decision.groups), default=0),
+            now_s=now_s,
+        )
+        self._spells[known.job] = spell
+        return known if saving == known.economy else replace(known, economy=saving)
 
     def _publish(self, now_s: float) -> None:
         who = self.membership

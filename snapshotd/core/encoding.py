@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from snapshotd.core.instructions import Encode
-from snapshotd.core.protection import Slots, data_at, parity_at, parity_homes
+from snapshotd.core.protection import Slots, data_at, demanded, parity_at, parity_homes
 from snapshotd.core.retention import may_free_version
 from snapshotd.core.stripes import stripe
 from snapshotd.metadata import Group, Home, JobFacts, ParityHolding, Version
@@ -36,7 +36,7 @@ def stripes_to_code(
         return []
     tasks: list[Encode | None] = []
     for version in versions:
-        group = _group_at(keepers if version == job.committed else decision.groups, home)
+        group = _group_at(keepers if version == job.committed else demanded(job), home)
         due = version == job.committed or version.epoch == job.lineage
         if group is not None and due and not may_free_version(job, version, slots):
             tasks.append(_task(job, home, group, version, slots))
@@ -45,7 +45,7 @@ def stripes_to_code(
 
 def _group_at(groups: Sequence[Group], home: Home) -> Group | None:
     """The one group in which `home` codes."""
-    homes = ((g, m.home) for g in groups if g.parity for m in g.members)
+    homes = ((g, m.home) for g in groups if g.rows for m in g.members)
     return next((g for g, where in homes if where == home), None)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from snapshotd.core.protection import Slots, aborted, lacking, parity_homes
+from snapshotd.core.protection import Slots, aborted, demanded, lacking, parity_homes
 from snapshotd.metadata import DataHolding, Group, Home, JobFacts, ParityHolding, Version
 
 
@@ -21,11 +21,18 @@ def may_free_version(job: JobFacts, version: Version, slots: Slots) -> str:
     return superseded(job, version) or _given_up(job, version, slots)
 
 
-def superseded(job: JobFacts, version: Version) -> str:
-    """What has taken the place of `version` as the restore point; empty where nothing has."""
+def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str:
+    """What has taken the place of `version` as the restore point; empty where nothing has.
+
+    A restore that is being decided may fall back to any version. Only where it is `pressed` for
+    memory are those given up that are older than what it brings back.
+    """
     point = job.committed
-    if _undecided(job) or point is None or job.committed_in != job.lineage:
+    if point is None or job.committed_in != job.lineage:
         return ""
+    if _undecided(job):
+        goal = job.decision.restore if job.decision and pressed else None
+        return f"the restore of {goal} needs its memory" if goal and version < goal else ""
     return f"superseded by {point}" if version < point else ""
 
 
@@ -40,7 +47,7 @@ def _given_up(job: JobFacts, version: Version, slots: Slots) -> str:
         return f"the job went back to {point}" if point is not None and version > point else ""
     if point is not None and version < point:
         return ""
-    passer = aborted(job.decision, version, slots) if job.decision else None
+    passer = aborted(job, version, slots)
     return f"{passer} passed it without sealing it" if passer else ""
 
 
@@ -61,6 +68,7 @@ class Retention:
         me: the slot.
         slots: facts of all slots.
         spared: superseded versions whose buffers nobody wants yet.
+        pressed: memory is short.
     """
 
     job: JobFacts
@@ -68,12 +76,13 @@ class Retention:
     me: Home
     slots: Slots
     spared: Collection[Version] = ()
+    pressed: bool = False
 
     def may_free(self, held: DataHolding | ParityHolding) -> str:
         """Why this slot may free a sealed shard or parity block; empty while it must keep it."""
         reason = _given_up(self.job, held.version, self.slots)
         if not reason and held.version not in self.spared:
-            reason = superseded(self.job, held.version)
+            reason = superseded(self.job, held.version, pressed=self.pressed)
         if reason:
             return reason
         why = self._elsewhere(held) if isinstance(held, DataHolding) else self._unused(held)
@@ -94,10 +103,9 @@ class Retention:
 
     def _groups_of(self, version: Version) -> tuple[Group, ...]:
         """The groups that may need a version; stand-ins keep the restore point only."""
-        decision = self.job.decision
-        if decision is None or version == self.job.committed:
+        if version == self.job.committed:
             return tuple(self.keepers)
-        return (*decision.groups, *self.keepers)
+        return (*demanded(self.job), *self.keepers)
 
     @cached_property
     def _settled(self) -> bool:

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from snapshotd.core.protection import Slots, data_at
+from snapshotd.core.protection import Slots, data_at, demanded
 from snapshotd.metadata import Decision, Group, Home, JobFacts, Member, Version
 
 
@@ -33,15 +33,15 @@ class Absence:
 
 def keepers(job: JobFacts, slots: Slots, absence: Absence) -> tuple[Group, ...]:
     """The groups that are to keep the restore point now: the decided ones as long as all live."""
-    decision = job.decision
+    decision, groups = job.decision, demanded(job)
     if decision is None:
         return ()
     lost = sorted(nodes_of(g for g in decision.groups if g.parity) & set(absence.dead))
     if not lost or job.committed is None or job.lineage != decision.id.epoch:
-        return decision.groups
+        return groups
     stand_ins = _stand_ins(decision, job.committed, lost, slots, absence)
     found: list[Group] = []
-    for group in decision.groups:
+    for group in groups:
         moved = replace(group, members=tuple(_moved(m, stand_ins) for m in group.members))
         found += _shrunk(moved, job.job, job.committed, slots, absence)
     return tuple(found)
@@ -97,9 +97,10 @@ def _shrunk(
     if not gone or not stay or group.parity == 0:
         yield group
         return
-    yield replace(group, members=stay, parity=min(group.parity, len(stay) - 1))
+    parity = min(group.parity, len(stay) - 1)
+    yield Group(stay, parity, min(group.unkept, parity))
     for member in gone:
-        for home in _refuges(member.shard, group.parity + 1, stay, job, version, slots):
+        for home in _refuges(member.shard, group.rows + 1, stay, job, version, slots):
             yield Group((Member(member.shard, home),), 0)
 
 

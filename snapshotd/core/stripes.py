@@ -98,6 +98,6 @@ def places(group: Group, position: int) -> tuple[ParityPlace, ...]:
     return tuple(
         ParityPlace(group.shards, group.parity, s.index, row)
         for s in stripes(group)
-        for row, holder in enumerate(s.holders)
+        for row, holder in enumerate(s.holders[: group.rows])
         if holder == position
     )

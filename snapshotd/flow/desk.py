@@ -108,6 +108,7 @@ class TrainerDesk:
             self._preflight(message.attach.predicted_image_bytes)
         self._smp.give_back_filling()
         self._machine.attach(facts)
+        self._smp.check_room(facts.job, message.attach.predicted_image_bytes)
         self._identity = identity
         self._open.clear()
         self._reported = None
@@ -200,8 +201,10 @@ class TrainerDesk:
             waits = self._machine.orders.waits.get(trainer.job, "") if trainer else ""
             progress.why_not = waits or "the node does not know the job yet"
             return progress
-        progress.why_not = self._machine.orders.waits.get(trainer.job, "")
-        progress.is_protected = 0 < job.lineage == job.committed_in
+        less = job.economy.rows_less
+        saving = f"memory is short: {less} parity block(s) a stripe less are kept" if less else ""
+        progress.why_not = self._machine.orders.waits.get(trainer.job, saving)
+        progress.is_protected = 0 < job.lineage == job.committed_in and not less
         progress.cadence.CopyFrom(
             node_pb2.Cadence(interval=job.cadence.interval, from_step=job.cadence.from_step)
         )

@@ -7,6 +7,7 @@ threads. Tasks end in an event to the machine, never in a decision of their own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine
@@ -26,11 +27,12 @@ from snapshotd.core.instructions import (
 )
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import DamagedBytes, PeerError, SnapshotdError
+from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
@@ -40,6 +42,8 @@ log = logging.getLogger(__name__)
 
 STAGE_ATTEMPTS = 4
 STAGE_PAUSE_S = 0.25
+#: Memory that others take and give back announces itself to nobody.
+ROOM_CHECK_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +65,15 @@ class Smp:
         transfers: Transfers,
         link: Link,
         trainer_lock: Path,
+        rooms: Rooms,
     ) -> None:
         self.machine = machine
         self.vault = vault
         self._transfers = transfers
         self._link = link
         self._trainer_lock = trainer_lock
+        self._rooms = rooms
+        self._waits_for_room = False
         self._wake = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._published: SlotFacts | None = None
@@ -75,6 +82,7 @@ class Smp:
         self.filling: Filling | None = None
         self.address = ""
         vault.on_change = self.wake
+        vault.on_no_room = self._note_shortage
 
     def follow(self, orders: Orders) -> None:
         """The supervisor states what there is to know."""
@@ -116,6 +124,7 @@ class Smp:
                 self._carry_out(instruction)
             for job in {i.holding.job for i in instructions if isinstance(i, Free)}:
                 self.start(self.vault.tidy(job))
+            self._watch_room()
             self._publish()
             if self.desk is not None:
                 await self.desk.report()
@@ -171,7 +180,39 @@ class Smp:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def check_room(self, job: str, image_bytes: int) -> None:
+        """A job begins that fits on the node, but perhaps not beside what else is there now."""
+        try:
+            self._rooms.check_all(image_bytes)
+        except NoRoom as error:
+            log.warning("job %s begins with less protection: %s", job, error)
+            self.machine.no_room(job, image_bytes)
+
+    def _note_shortage(self, job: str, image_bytes: int) -> None:
+        """Something did not fit. What never could is no shortage, and to be refused alone."""
+        with contextlib.suppress(NoRoom):
+            self._rooms.check_ever(image_bytes)
+            self.machine.no_room(job, image_bytes)
+        self.wake()
+
+    def _watch_room(self) -> None:
+        if self.machine.short and not self._waits_for_room:
+            self._waits_for_room = True
+            self.start(self._await_room())
+
     # -- tasks
+
+    async def _await_room(self) -> None:
+        """While memory is short, look now and then whether there is room for everything again."""
+        log.warning("memory is short for job(s) %s", ", ".join(sorted(self.machine.short)))
+        while self.machine.short:
+            await asyncio.sleep(ROOM_CHECK_S)
+            for job, image_bytes in list(self.machine.short.items()):
+                with contextlib.suppress(NoRoom):
+                    self._rooms.check_all(image_bytes)
+                    self.machine.room(job)
+                    log.info("there is room again for all of job %s", job)
+        self._waits_for_room = False
 
     async def _grant(self, grant: Grant) -> None:
         try:

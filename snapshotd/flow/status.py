@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from snapshotd import __version__
 from snapshotd.core.board import Board
 from snapshotd.core.margin import further_losses
-from snapshotd.core.protection import data_at, lacking
+from snapshotd.core.protection import Slots, data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
 from snapshotd.metadata import DataHolding, Decision, Group, Home, JobFacts, SlotFacts, Version
 from snapshotd.rpc.convert import job_to, slot_to, version_to
@@ -68,7 +68,8 @@ def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
         return f"epoch {job.epoch} is not released: {waits}"
     if job.committed is None:
         return "no snapshot is committed yet"
-    return sentence(_causes(job.decision, job.committed, board, now_s))
+    saving = _savings(job, board.slots(now_s)) if job.economy.rows_less else []
+    return sentence(saving + _causes(job.decision, job.committed, board, now_s))
 
 
 def _causes(decision: Decision, version: Version, board: Board, now_s: float) -> list[str]:
@@ -194,6 +195,7 @@ def _groups(board: Board, now_s: float) -> list[pb.GroupStatus]:
             if me not in {home.node for home in homes}:
                 continue
             missing = [why for g in kept for why in lacking(g, job.job, version, slots)]
+            why = [*_savings(job, slots), *_lost_homes(group, kept)]
             found.append(
                 pb.GroupStatus(
                     job=job.job,
@@ -202,9 +204,20 @@ def _groups(board: Board, now_s: float) -> list[pb.GroupStatus]:
                     version=version_to(version),
                     further_losses=further_losses(slots, job.job, version, group.shards),
                     parity=group.parity,
-                    why=sentence([*_lost_homes(group, kept), *(f"{h} {w}" for h, w in missing)]),
+                    why=sentence(why + [f"{home} {what}" for home, what in missing]),
                 )
             )
+    return found
+
+
+def _savings(job: JobFacts, slots: Slots) -> list[str]:
+    """What is given up because memory is short, and where it is."""
+    short = ", ".join(str(home) for home, facts in sorted(slots.items()) if job.job in facts.short)
+    found = [f"memory is short on {short}: no spare generations"] if short else []
+    if job.economy.rows_less:
+        found.append(
+            f"{job.economy.rows_less} parity block(s) a stripe are not kept to save memory"
+        )
     return found
 
 

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from snapshotd.core.protection import parity_homes
 from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
-from snapshotd.errors import DamagedBytes, RequestError
+from snapshotd.errors import DamagedBytes, NoRoom, RequestError
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
@@ -51,6 +51,8 @@ class Vault:
         self._quarantined = 0
         #: Called when a peer's request changed what is held here.
         self.on_change: Callable[[], None] = lambda: None
+        #: Called when a segment could not be had: job, bytes of its largest image.
+        self.on_no_room: Callable[[str, int], None] = lambda _job, _bytes: None
 
     # -- taking over
 
@@ -103,7 +105,8 @@ class Vault:
         def begin(segment: Segment) -> None:
             segment.begin_data(self._cluster_id, job, shard, version)
 
-        return await self._begun(Kind.DATA, image_bytes, record, begin)
+        with self._noting_shortage(job, image_bytes):
+            return await self._begun(Kind.DATA, image_bytes, record, begin)
 
     async def begin_parity(
         self, job: str, version: Version, place: ParityPlace, shard_bytes: Sequence[int]
@@ -115,7 +118,16 @@ class Vault:
         def begin(segment: Segment) -> None:
             segment.begin_parity(self._cluster_id, job, version, place)
 
-        return await self._begun(Kind.PARITY, image_bytes, record, begin)
+        with self._noting_shortage(job, max(shard_bytes)):
+            return await self._begun(Kind.PARITY, image_bytes, record, begin)
+
+    @contextmanager
+    def _noting_shortage(self, job: str, largest_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except NoRoom:
+            self.on_no_room(job, largest_bytes)
+            raise
 
     async def _begun(
         self, kind: Kind, image_bytes: int, record_bytes: int, begin: Callable[[Segment], None]

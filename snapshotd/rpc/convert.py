@@ -16,6 +16,7 @@ from snapshotd.metadata import (
     DataHolding,
     Decision,
     DecisionId,
+    Economy,
     Group,
     Home,
     JobFacts,
@@ -134,7 +135,7 @@ def place_from(m: seg.ParityPlace) -> ParityPlace:
 
 def group_to(g: Group) -> pb.Group:
     members = [pb.Member(shard=m.shard, home=_home_to(m.home)) for m in g.members]
-    return pb.Group(members=members, parity=g.parity)
+    return pb.Group(members=members, parity=g.parity, unkept=g.unkept)
 
 
 def _home_to(h: Home) -> pb.Home:
@@ -145,11 +146,11 @@ def _group_from(m: pb.Group) -> Group:
     members = tuple(Member(x.shard, Home(x.home.node, x.home.slot)) for x in m.members)
     for member in members:
         check_slot(member.home.slot)
-    if not 0 < len(members) <= MAX_MEMBERS or m.parity >= len(members):
-        raise malformed(f"a group of {len(members)} with {m.parity} parity blocks")
+    if not 0 < len(members) <= MAX_MEMBERS or not m.unkept <= m.parity < len(members):
+        raise malformed(f"a group of {len(members)} with {m.parity} - {m.unkept} parity blocks")
     if list(members) != sorted(set(members)):
         raise malformed("a group's members are not in order, or not distinct")
-    return Group(members, m.parity)
+    return Group(members, m.parity, m.unkept)
 
 
 def decision_id_to(i: DecisionId) -> pb.DecisionId:
@@ -301,6 +302,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         data=[data_to(d) for d in s.data],
         parity=[parity_to(p) for p in s.parity],
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
+        short=s.short,
     )
 
 
@@ -313,6 +315,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         data=tuple(_data_from(d) for d in m.data),
         parity=tuple(_parity_from(p) for p in m.parity),
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
+        short=tuple(m.short),
     )
 
 
@@ -326,6 +329,7 @@ def job_to(j: JobFacts) -> pb.JobFacts:
         committed_in=j.committed_in,
         decision=decision_to(j.decision) if j.decision else None,
         cadence=pb.Cadence(interval=j.cadence.interval, from_step=j.cadence.from_step),
+        economy=pb.Economy(serial=j.economy.serial, rows_less=j.economy.rows_less),
     )
 
 
@@ -342,6 +346,7 @@ def job_from(m: pb.JobFacts) -> JobFacts:
         committed_in=m.committed_in,
         decision=decision_from(m.decision) if m.HasField("decision") else None,
         cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
+        economy=Economy(m.economy.serial, m.economy.rows_less),
     )
 
 

@@ -18,6 +18,7 @@ from snapshotd.metadata import (
     DataHolding,
     Decision,
     DecisionId,
+    Economy,
     Group,
     Home,
     JobFacts,
@@ -79,6 +80,7 @@ jobs = st.builds(
     committed_in=st.integers(0, 2),
     decision=decisions,
     cadence=st.builds(Cadence, st.integers(1, 2), st.integers(0, 2)),
+    economy=st.builds(Economy, st.integers(0, 2), st.integers(0, 2)),
 )
 
 
@@ -132,14 +134,14 @@ def test_what_is_lacking_is_named() -> None:
     assert [h for h, _ in lacking(GROUP, JOB, Version(1, 3), slots)] == [A, B]
     del slots[B]
     assert (B, "is not live") in lacking(GROUP, JOB, Version(1, 3), slots)
-    assert newest_protected(DECISION, slots) is None
+    assert newest_protected(JOB, (GROUP,), slots) is None
 
 
 def test_parity_of_other_bytes_does_not_protect() -> None:
     slots = slots_with(3)
     data = (replace(holding(0, 3), content_digest=b"other"),)
     slots[A] = replace(slots[A], data=data)
-    assert newest_protected(DECISION, slots) is None
+    assert newest_protected(JOB, (GROUP,), slots) is None
 
 
 # -- retention
@@ -178,17 +180,17 @@ def test_a_fresh_start_frees_what_was_before() -> None:
 def test_a_version_one_member_passed_is_freed_by_all() -> None:
     slots = slots_with(5, 6, parity=False, passed_step=7)
     slots[B] = replace(slots[B], data=(holding(1, 5),))
-    assert aborted(DECISION, Version(1, 6), slots) == B
+    assert aborted(settled(None), Version(1, 6), slots) == B
     assert may_free_version(settled(Version(1, 5)), Version(1, 6), slots)
     slots[B] = replace(slots[B], trainer=trainer(1, 6))
-    assert aborted(DECISION, Version(1, 6), slots) is None, "it may still seal it"
+    assert aborted(settled(None), Version(1, 6), slots) is None, "it may still seal it"
 
 
 def test_a_member_that_lost_a_coded_version_did_not_pass_it() -> None:
     """Elsewhere the version may be the committed one, and the older one gone."""
     slots = slots_with(6, passed_step=7)
     slots[B] = replace(slots[B], data=())
-    assert aborted(DECISION, Version(1, 6), slots) is None
+    assert aborted(settled(None), Version(1, 6), slots) is None
 
 
 def test_a_shard_that_moved_is_freed_once_it_is_protected_there() -> None:

@@ -35,12 +35,14 @@ class Member(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., home: _Optional[_Union[Home, _Mapping]] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("members", "parity")
+    __slots__ = ("members", "parity", "unkept")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
+    UNKEPT_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
     parity: int
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., parity: _Optional[int] = ...) -> None: ...
+    unkept: int
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., parity: _Optional[int] = ..., unkept: _Optional[int] = ...) -> None: ...
 
 class PeerAddress(_message.Message):
     __slots__ = ("node", "address")
@@ -157,20 +159,22 @@ class TrainerFacts(_message.Message):
     def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ...) -> None: ...
 
 class SlotFacts(_message.Message):
-    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters")
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    SHORT_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
     trainer: TrainerFacts
     data: _containers.RepeatedCompositeFieldContainer[DataHolding]
     parity: _containers.RepeatedCompositeFieldContainer[ParityHolding]
     counters: SlotCounters
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ...) -> None: ...
+    short: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SlotCounters(_message.Message):
     __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes")
@@ -198,8 +202,16 @@ class Cadence(_message.Message):
     from_step: int
     def __init__(self, interval: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
 
+class Economy(_message.Message):
+    __slots__ = ("serial", "rows_less")
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_LESS_FIELD_NUMBER: _ClassVar[int]
+    serial: int
+    rows_less: int
+    def __init__(self, serial: _Optional[int] = ..., rows_less: _Optional[int] = ...) -> None: ...
+
 class JobFacts(_message.Message):
-    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage")
+    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage", "economy")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +220,7 @@ class JobFacts(_message.Message):
     CADENCE_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    ECONOMY_FIELD_NUMBER: _ClassVar[int]
     job: str
     epoch: int
     committed: _segment_pb2.Version
@@ -216,7 +229,8 @@ class JobFacts(_message.Message):
     cadence: Cadence
     world: int
     lineage: int
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ...) -> None: ...
+    economy: Economy
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ..., economy: _Optional[_Union[Economy, _Mapping]] = ...) -> None: ...
 
 class NodeFacts(_message.Message):
     __slots__ = ("protocol", "cluster_id", "node", "boot", "sequence", "address", "members", "slots", "jobs")
