@@ -169,7 +169,11 @@ class TrainerFacts:
 
 @dataclass(frozen=True, slots=True)
 class SlotCounters:
-    """Totals of one slot since its SMP started; bytes unless the name says otherwise."""
+    """Totals of one slot since its SMP started; bytes unless the name says otherwise.
+
+    `repeated_total` counts snapshots whose trained tensors were those of the one before,
+    `repeated_now` the newest ones of them without a break.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -178,6 +182,8 @@ class SlotCounters:
     quarantined: int = 0
     aborted: int = 0
     allocated_bytes: int = 0
+    repeated_total: int = 0
+    repeated_now: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -245,6 +245,7 @@ class Snapshotter:
             why_not=progress.why_not or self._reported,
             waits_for=tuple(progress.waits_for),
             skipped=self._missed,
+            repeated=progress.repeated_now,
         )
 
     def close(self) -> None:
@@ -296,7 +297,14 @@ class Snapshotter:
         )
 
     def _on_progress(self, progress: pb.Progress) -> None:
-        self._progress = progress
+        before, self._progress = self._progress, progress
+        if progress.repeated_now and not before.repeated_now:
+            log.warning(
+                "the newest snapshots hold the very same tensors: either training stands still, "
+                "or the objects given to Snapshotter are not those that are trained"
+            )
+        elif before.repeated_now and not progress.repeated_now:
+            log.info("the daemon sees the tensors change again from snapshot to snapshot")
 
     def _listen(self, timeout_s: float) -> None:
         """Take in news, and find the daemon again if it is away."""

@@ -25,6 +25,7 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
+from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
@@ -97,6 +98,7 @@ class Smp:
     def forget_trainer(self) -> None:
         """Its sealed generations stay; the buffer it was writing goes back."""
         self.machine.detach()
+        self.vault.repeats.forget()
         self.give_back_filling()
         self.wake()
 
@@ -191,18 +193,25 @@ class Smp:
         self.filling = Filling(segment, grant.version.step, grant.image_bytes)
         await self.desk.granted(segment)
 
-    def seal_filling(self, image_bytes: int, manifest_bytes: int) -> None:
+    def seal_filling(self, image_bytes: int, manifest_bytes: int, trained: Ranges) -> None:
         """The trainer has written its buffer: from now on it is not the trainer's any more."""
         filling, trainer = self.filling, self.machine.trainer
         assert filling is not None, "the desk has looked"
         assert trainer is not None, "a buffer is given back when its trainer goes"
         self.filling = None
-        self.start(self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes))
+        seal = self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes, trained)
+        self.start(seal)
 
     async def _seal(
-        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+        self,
+        segment: Segment,
+        world: int,
+        image_bytes: int,
+        manifest_bytes: int,
+        trained: Ranges,
     ) -> None:
         holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+        self.vault.watch(segment, trained)
         self.vault.enter(segment)
         self.machine.sealed(holding)
 

@@ -6,6 +6,7 @@ digests have their length, and no count is beyond what any cluster has.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
@@ -105,6 +106,17 @@ def check_seal(record: seg.SealRecord) -> None:
             f"{record.image_bytes} bytes, a manifest of {record.manifest_bytes}, "
             f"{len(record.grain_digests)} bytes of digests"
         )
+
+
+def ranges_from(
+    extents: Iterable[seg.StorageExtent], image_bytes: int
+) -> tuple[tuple[int, int], ...]:
+    """Byte ranges [start, end) of an image, in order and apart. Raises RequestError."""
+    ranges = tuple((e.image_offset, e.image_offset + e.bytes) for e in extents)
+    places = [place for pair in ranges for place in pair]
+    if places != sorted(places) or (places and places[-1] > image_bytes):
+        raise malformed(f"tensors out of order or beyond an image of {image_bytes} bytes")
+    return ranges
 
 
 def version_to(v: Version) -> seg.Version:

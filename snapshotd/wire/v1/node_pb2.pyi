@@ -173,7 +173,7 @@ class SlotFacts(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ...) -> None: ...
 
 class SlotCounters(_message.Message):
-    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes")
+    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes", "repeated_total", "repeated_now")
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,8 @@ class SlotCounters(_message.Message):
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_NOW_FIELD_NUMBER: _ClassVar[int]
     bytes_sent: int
     bytes_received: int
     bytes_copied: int
@@ -188,7 +190,9 @@ class SlotCounters(_message.Message):
     quarantined: int
     aborted: int
     allocated_bytes: int
-    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ...) -> None: ...
+    repeated_total: int
+    repeated_now: int
+    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., repeated_total: _Optional[int] = ..., repeated_now: _Optional[int] = ...) -> None: ...
 
 class Cadence(_message.Message):
     __slots__ = ("interval", "from_step")
@@ -289,7 +293,7 @@ class MemberStatus(_message.Message):
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., silent_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason")
+    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason", "notes")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +308,7 @@ class NodeStatus(_message.Message):
     CODING_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_FIELD_NUMBER: _ClassVar[int]
     HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     node: str
     boot: str
@@ -318,7 +323,8 @@ class NodeStatus(_message.Message):
     coding: str
     healthy: bool
     health_reason: str
-    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InventoryRequest(_message.Message):
     __slots__ = ()
