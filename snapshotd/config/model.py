@@ -111,7 +111,9 @@ class Timeouts(_Section):
         "snapshotd does not set it, it stays below it",
     )
     rpc_s: Seconds = Field(
-        default=10.0, description="one control call to a peer is given up after this"
+        default=10.0,
+        description="one control call to a peer is given up after this, and a block that does not "
+        "move; at most half of restore_s",
     )
 
     @field_validator(*TIMEOUT_ORDER[1:])
@@ -131,6 +133,24 @@ class Timeouts(_Section):
                 },
             )
         return value
+
+    @field_validator("rpc_s")
+    @classmethod
+    def _call_within_a_restore(cls, value: float, info: ValidationInfo) -> float:
+        """A peer that hangs must be found out while a restore still waits for absent nodes."""
+        heartbeat_s, restore_s = info.data.get("heartbeat_s"), info.data.get("restore_s")
+        if heartbeat_s is None or restore_s is None or heartbeat_s < value <= restore_s / 2:
+            return value
+        raise PydanticCustomError(
+            "order",
+            "it is not between heartbeat_s, {heartbeat_s}, and half of restore_s, {restore_s}",
+            {
+                "heartbeat_s": heartbeat_s,
+                "restore_s": restore_s,
+                "expected": "heartbeat_s < rpc_s <= restore_s / 2",
+                "related": ["timeouts.heartbeat_s", "timeouts.restore_s"],
+            },
+        )
 
 
 def _same_as_run_dir(data: dict[str, Any]) -> Any:

@@ -124,6 +124,12 @@ def test_variables_of_trainers_are_not_ours(file: Path) -> None:
             "[timeouts]\nheartbeat_s = 5\n",
             r"suspect_s = 3\.0 \(default\).*heartbeat_s comes from .*:5",
         ),
+        ("[timeouts]\nrpc_s = 1\n", r"rpc_s = 1 \(.*:5\).*heartbeat_s < rpc_s <= restore_s / 2"),
+        ("[timeouts]\nrpc_s = 61\n", r"rpc_s = 61 \(.*:5\).*half of restore_s, 120\.0"),
+        (
+            "[timeouts]\nrestore_s = 19\n",
+            r"rpc_s = 10\.0 \(default\).*restore_s comes from .*:5",
+        ),
         ('[peers]\nn1 = "a:1"\nn1 = "b:1"\n', r"node id peers\.n1 is set twice, in lines 5 and 6"),
         ('[peers]\nn1 = "a:1"\nn2 = "A:1"\n', r"n1 and n2 have the same address"),
         ('[peers]\nn1 = "10.0.0.1:7070"\n', r"n1 and n0 have the same address"),
