@@ -187,6 +187,14 @@ class Config(_Section):
     generations: int = Field(
         default=2, ge=2, description="buffers per shard: one committed, the others in progress"
     )
+    oom_score_adj: int | None = Field(
+        default=None,
+        ge=-1000,
+        le=1000,
+        description="whom the kernel ends first when memory runs out, for the supervisor and its "
+        "SMPs: -1000 never, 1000 first; below what it was started with takes CAP_SYS_RESOURCE "
+        "(default: left as it is)",
+    )
     log_level: LogLevel = Field(default="info", description="least severe record that is written")
     log_format: LogFormat = Field(
         default="text", description="text for people, json for collectors"

@@ -90,7 +90,10 @@ def test_config_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert shown["peers.n1"]["value"] == "h:2"
     assert shown["timeouts.rpc_s"]["value"] == 11.0
     assert main(["config", "show", "--config", str(file)]) == 0
-    assert f"{file}:3" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert f"{file}:3" in table
+    assert "oom_score_adj" in table
+    assert "not set" in table
 
 
 def test_nothing_is_cut_short_in_a_pipe(
