@@ -20,14 +20,13 @@ from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply as applying
 from snapshotd_client import capture as capturing
-from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, refusal_of
 from snapshotd_client.buffers import reading
 from snapshotd_client.channel import Channel, DaemonGone, TrainerLock
 from snapshotd_client.errors import (
     NoDaemon,
     ProtectionTimeout,
     Refused,
-    SnapshotLost,
     WrongUse,
 )
 from snapshotd_client.handover import Handover
@@ -135,6 +134,8 @@ class Snapshotter:
         Raises:
             SnapshotLost: the job had a restore point and it cannot be restored; says, shard by
                 shard, what was found and what is lacking.
+            WorldChanged: the restore point was made by another number of ranks.
+            CannotProtect: the job's nodes are too few for the parity; `on_lost` does not help.
             StateMismatch: the snapshot is of another model; nothing live was changed.
             NoDaemon: no daemon answers in time, and it is required.
             ProtectionTimeout: no decision in time; says what it waits for.
@@ -148,11 +149,7 @@ class Snapshotter:
             return None
         decision = reply.decision
         if decision.WhichOneof("outcome") == "refusal":
-            raise SnapshotLost(
-                "lost",
-                decision.refusal,
-                'Bring the named nodes back, or call restore(on_lost="fresh") on all ranks',
-            )
+            raise refusal_of(decision)
         restored = self._apply(reply) if decision.HasField("restore") else None
         self._decision = decision.id
         self._next_step = restored.step + 1 if restored else 0

@@ -25,6 +25,7 @@ from snapshotd.metadata import (
     Orders,
     ParityHolding,
     ParityPlace,
+    RefusalKind,
     SlotCounters,
     SlotFacts,
     Tier,
@@ -179,6 +180,7 @@ def decision_to(d: Decision) -> pb.Decision:
         incarnations=[pb.Incarnation(shard=s, id=i) for s, i in enumerate(d.incarnations)],
         tier=pb.Tier.Name(d.tier.value),
         committed=version_to(d.committed) if d.committed else None,
+        refusal_kind=pb.RefusalKind.Name(d.refusal_kind.value) if d.refusal_kind else None,
     )
     if d.refusal:
         message.refusal = d.refusal
@@ -205,9 +207,18 @@ def decision_from(m: pb.Decision) -> Decision:
         incarnations=tuple(i.id for i in m.incarnations),
         restore=version_from(m.restore) if outcome == "restore" else None,
         refusal=m.refusal,
+        refusal_kind=_refusal_kind(m) if m.refusal else None,
         tier=Tier(m.tier),
         committed=version_from(m.committed) if m.HasField("committed") else None,
     )
+
+
+def _refusal_kind(m: pb.Decision) -> RefusalKind:
+    if m.refusal_kind == pb.REFUSAL_KIND_UNSPECIFIED:
+        return RefusalKind.LOST  # a record that an earlier daemon wrote
+    if m.refusal_kind not in {k.value for k in RefusalKind}:
+        raise malformed(f"a refusal of unknown kind {m.refusal_kind}")
+    return RefusalKind(m.refusal_kind)
 
 
 def data_to(d: DataHolding) -> pb.DataHolding:

@@ -13,10 +13,21 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_NONE: _ClassVar[Tier]
     TIER_LOCAL: _ClassVar[Tier]
     TIER_GROUP: _ClassVar[Tier]
+
+class RefusalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REFUSAL_KIND_UNSPECIFIED: _ClassVar[RefusalKind]
+    REFUSAL_KIND_LOST: _ClassVar[RefusalKind]
+    REFUSAL_KIND_CANNOT_PROTECT: _ClassVar[RefusalKind]
+    REFUSAL_KIND_OTHER_WORLD: _ClassVar[RefusalKind]
 TIER_UNSPECIFIED: Tier
 TIER_NONE: Tier
 TIER_LOCAL: Tier
 TIER_GROUP: Tier
+REFUSAL_KIND_UNSPECIFIED: RefusalKind
+REFUSAL_KIND_LOST: RefusalKind
+REFUSAL_KIND_CANNOT_PROTECT: RefusalKind
+REFUSAL_KIND_OTHER_WORLD: RefusalKind
 
 class Home(_message.Message):
     __slots__ = ("node", "slot")
@@ -67,7 +78,7 @@ class Incarnation(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed")
+    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed", "refusal_kind")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +89,7 @@ class Decision(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_KIND_FIELD_NUMBER: _ClassVar[int]
     id: DecisionId
     job: str
     world: int
@@ -88,7 +100,8 @@ class Decision(_message.Message):
     refusal: str
     tier: Tier
     committed: _segment_pb2.Version
-    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ...) -> None: ...
+    refusal_kind: RefusalKind
+    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., refusal_kind: _Optional[_Union[RefusalKind, str]] = ...) -> None: ...
 
 class Fresh(_message.Message):
     __slots__ = ()
