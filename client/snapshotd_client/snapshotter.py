@@ -38,6 +38,8 @@ log = logging.getLogger(__name__)
 
 CLIENT_VERSION = "0.1.0"
 RESTORE_TIMEOUT_S = 300.0
+#: Of a run that is on its own: no rank of a job can join it half way.
+_ALONE = "this run began without a daemon; it is protected from its next start on"
 
 
 class Snapshotter:
@@ -51,7 +53,8 @@ class Snapshotter:
             torchrun's run id.
         rank, world_size, local_rank: else SNAPSHOTD_*, else torchrun's variables.
         run_dir: the daemon's; else SNAPSHOTD_RUN_DIR, else /run/snapshotd.
-        required: whether no daemon at construction is an error, or a warning.
+        required: whether it is an error when no daemon is there, or a warning. Without one when
+            `restore` is called, the whole run goes unprotected.
         max_stall_s: longest time one `step` waits for the daemon, the copy itself not counted.
 
     Raises:
@@ -92,6 +95,7 @@ class Snapshotter:
             run_dir=run_dir,
         )
         self._decision: node_pb2.DecisionId | None = None
+        self._alone = False  # restore() found no daemon, and none is required
         self._progress = pb.Progress()
         self._next_step = 0
         self._snapshot_step: int | None = None
@@ -129,7 +133,8 @@ class Snapshotter:
             timeout_s: longest wait for all ranks and for the daemons' decision.
 
         Returns:
-            None on the very first start of a job.
+            None on the very first start of a job; and, where no daemon is required, when none
+            is there: then with a warning, for the job may well have snapshots.
 
         Raises:
             SnapshotLost: the job had a restore point and it cannot be restored; says, shard by
@@ -143,9 +148,15 @@ class Snapshotter:
         if on_lost not in ("raise", "fresh"):
             raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
         self._check_open()
-        question = RestoreQuestion(self._channel, required=self._required, report=self._report)
-        reply = question.ask(allow_fresh=on_lost == "fresh", deadline=Deadline(timeout_s))
+        reply = self._ask_restore(allow_fresh=on_lost == "fresh", timeout_s=timeout_s)
         if reply is None:
+            self._alone = True
+            warnings.warn(
+                "restore() has no daemon to ask: nothing is restored, also where the job has "
+                f"snapshots; {_ALONE}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return None
         decision = reply.decision
         if decision.WhichOneof("outcome") == "refusal":
@@ -170,7 +181,7 @@ class Snapshotter:
             StateChanged: a tensor has another shape or dtype than at the last snapshot.
         """
         self._check_open()
-        if self._decision is None and (self._required or self._channel.up):
+        if self._decision is None and not self._alone and (self._required or self._channel.up):
             raise WrongUse("step() before restore()", "Call restore() once, before the first step")
         if step < 0:
             raise WrongUse(f"step {step} is negative", "Count steps from 0")
@@ -182,6 +193,10 @@ class Snapshotter:
             )
         self._next_step = step + 1
         if not self._due(step):
+            return
+        if self._alone:
+            self._missed += 1
+            self._report(f"step {step} is not protected: {_ALONE}")
             return
         try:
             self._snapshot(step, values)
@@ -277,7 +292,12 @@ class Snapshotter:
         except NoDaemon as error:
             if self._required:
                 raise
-            warnings.warn(f"training is not protected: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"training is not protected unless a daemon is there when restore() is called: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _attach(self) -> pb.Attach:
         who = self._who
@@ -306,7 +326,7 @@ class Snapshotter:
     def _listen(self, timeout_s: float) -> None:
         """Take in news, and find the daemon again if it is away."""
         try:
-            if self._channel.poke():
+            if not self._alone and self._channel.poke():
                 self._channel.listen(timeout_s)
             elif timeout_s > 0:
                 Deadline(timeout_s).sleep()
@@ -327,6 +347,18 @@ class Snapshotter:
             raise WrongUse("this Snapshotter is closed", "Make a new one")
 
     # -- restoring
+
+    def _ask_restore(self, *, allow_fresh: bool, timeout_s: float) -> pb.Restored | None:
+        """The daemons' answer; None where there is none to ask, and none is required."""
+        question = RestoreQuestion(self._channel, required=self._required, report=self._report)
+        try:
+            if not self._lock.held:  # at construction there was no directory to hold it in
+                self._lock.acquire()
+        except NoDaemon:
+            if self._required:
+                raise
+            return None
+        return question.ask(allow_fresh=allow_fresh, deadline=Deadline(timeout_s))
 
     def _apply(self, reply: pb.Restored) -> Restored:
         with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
