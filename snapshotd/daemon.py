@@ -147,13 +147,15 @@ class Node:
             async with contextlib.AsyncExitStack() as parts:
                 await self._start(parts)
                 await self._main_loop(stop)
+                self._supervisor.leave()
                 self._notifier.stopping()
         log.info("%s has stopped; its segments stay", self._config.node_id)
 
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self._config
         channels = Channels()
-        pace = Pace(config.timeouts.heartbeat_s, config.timeouts.rpc_s)
+        bounds = config.timeouts
+        pace = Pace(bounds.heartbeat_s, bounds.rpc_s, bounds.dead_s)
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
         self._supervisor.on_change = self._on_change
         parts.push_async_callback(self._supervisor.stop)

@@ -101,6 +101,7 @@ class Snapshotter:
         self._snapshot_step: int | None = None
         self._missed = 0
         self._reported = ""
+        self._regained: int | None = None  # first step handed over after a trouble
         self._closed = False
         self._required = required
         self._lock = TrainerLock(self._who.run_dir, self._who.local_rank)
@@ -322,6 +323,10 @@ class Snapshotter:
             )
         elif before.repeated_now and not progress.repeated_now:
             log.info("the daemon sees the tensors change again from snapshot to snapshot")
+        regained = self._regained
+        if regained is not None and progress.is_protected and progress.committed.step >= regained:
+            log.info("protected again: step %d is committed", progress.committed.step)
+            self._regained = None
 
     def _listen(self, timeout_s: float) -> None:
         """Take in news, and find the daemon again if it is away."""
@@ -397,7 +402,8 @@ class Snapshotter:
             self._report(f"step {step} is not snapshotted: {skipped}")
             return
         self._snapshot_step = step
-        self._reported = ""
+        if self._reported:
+            self._reported, self._regained = "", step
 
     def _given_up(self, step: int) -> bool:
         """Whether the daemon has let go of a snapshot that was handed over."""
@@ -414,5 +420,5 @@ class Snapshotter:
         """Log a trouble when it begins or changes, not at every step."""
         kind = what.partition(": ")[2]
         if kind != self._reported:
-            self._reported = kind
+            self._reported, self._regained = kind, None
             log.warning("%s", what)

@@ -35,6 +35,7 @@ from snapshotd.memory.locks import trainer_alive
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
+from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Smp:
         self._link = link
         self._trainer_lock = trainer_lock
         self._wake = asyncio.Event()
+        self._rebuilding = ChangeLog(log)
         self._tasks: set[asyncio.Task[None]] = set()
         self._published: SlotFacts | None = None
         self._failure: BaseException | None = None
@@ -236,11 +238,22 @@ class Smp:
         try:
             await self._fetch(task.job, task.shard, task.version)
         except SnapshotdError as error:
-            log.warning("shard %d at %s is not rebuilt yet: %s", task.shard, task.version, error)
+            self._note_not_rebuilt(task, str(error))
             self.machine.rebuild_failed(task, time.monotonic())
         else:
-            log.info("shard %d at %s is rebuilt", task.shard, task.version)
+            self._rebuilding.forget(_subject(task))
+            log.info("%s is rebuilt", _subject(task))
             self.machine.rebuilt(task)
+
+    def _note_not_rebuilt(self, task: Rebuild, reason: str) -> None:
+        """Once for each reason; while slots verify what they adopted, it is no trouble yet."""
+        peers = self.machine.orders.peers.items()
+        starting = sorted(str(home) for home, facts in peers if not facts.address)
+        if starting:
+            why = f"not rebuilt yet: {', '.join(starting)} still starting"
+            self._rebuilding.note(_subject(task), why)
+        else:
+            self._rebuilding.note(_subject(task), f"not rebuilt yet: {reason}", logging.WARNING)
 
     async def _stage(self, decision: Decision) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
@@ -290,3 +303,7 @@ class Smp:
         record = segment.record
         assert isinstance(record, seg.SealRecord)
         return segment, record
+
+
+def _subject(task: Rebuild) -> str:
+    return f"shard {task.shard} of job {task.job!r} at {task.version}"
