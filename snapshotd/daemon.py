@@ -29,6 +29,8 @@ from snapshotd.flow.status import Clock, exposure, node_status, plan_reply
 from snapshotd.flow.supervisor import Pace, Supervisor
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import DirectoryLock
+from snapshotd.memory.oom import settle
+from snapshotd.memory.preflight import beyond, measure_limits
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.convert import MAX_SLOTS
@@ -55,6 +57,7 @@ def serve(config: Config) -> int:
         SnapshotdError: it cannot start, or must not go on.
     """
     _check_sockets(config.run_dir)
+    settle(config.oom_score_adj)  # first: SMPs inherit it
     with _owned(config.run_dir, "run_dir"), _owned(config.shm_dir, "shm_dir"):
         asyncio.run(Node(config).run())
     return 0
@@ -104,6 +107,9 @@ class Node:
         self._failed: asyncio.Future[None] | None = None
         self._health: bool | None = None
         self._notifier = Notifier.from_environ(os.environ)
+        self._memory_notes = beyond(int(config.memory_budget), measure_limits(config.shm_dir))
+        for note in self._memory_notes:
+            log.warning("%s", note)
 
     # -- what the node service asks
 
@@ -122,6 +128,7 @@ class Node:
         status.coding = ZfecCodec().name
         status.health_reason = self._unhealthy(now_s)
         status.healthy = not status.health_reason
+        status.notes.extend(self._memory_notes)
         return status
 
     def plan(self, job: str) -> pb.PlanReply:
@@ -140,13 +147,15 @@ class Node:
             async with contextlib.AsyncExitStack() as parts:
                 await self._start(parts)
                 await self._main_loop(stop)
+                self._supervisor.leave()
                 self._notifier.stopping()
         log.info("%s has stopped; its segments stay", self._config.node_id)
 
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self._config
         channels = Channels()
-        pace = Pace(config.timeouts.heartbeat_s, config.timeouts.rpc_s)
+        bounds = config.timeouts
+        pace = Pace(bounds.heartbeat_s, bounds.rpc_s, bounds.dead_s)
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
         parts.push_async_callback(self._supervisor.stop)
         # The links must be there before the first SMP looks for them.

@@ -122,6 +122,14 @@ class Tier(Enum):
     GROUP = 3
 
 
+class RefusalKind(Enum):
+    """What would have to change for a refused restore; values as in the wire's enum."""
+
+    LOST = 1
+    CANNOT_PROTECT = 2
+    OTHER_WORLD = 3
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class DecisionId:
     """Decisions of a job are totally ordered: by epoch, then by the node that stated them."""
@@ -134,8 +142,9 @@ class DecisionId:
 class Decision:
     """The one answer to the restore() of every rank of an epoch.
 
-    Exactly one of these holds: `restore` is a version; `refusal` says why nothing can be done;
-    neither: a fresh start. `incarnations[i]` is the trainer of shard i.
+    Exactly one of these holds: `restore` is a version; `refusal` says why nothing can be done, and
+    `refusal_kind` which sort of why; neither: a fresh start. `incarnations[i]` is the trainer of
+    shard i.
     """
 
     id: DecisionId
@@ -147,6 +156,7 @@ class Decision:
     refusal: str = ""
     tier: Tier = Tier.NONE
     committed: Version | None = None
+    refusal_kind: RefusalKind | None = None
 
     def group_of(self, shard: int) -> Group | None:
         return next((g for g in self.groups if shard in g.shards), None)
@@ -178,7 +188,11 @@ class TrainerFacts:
 
 @dataclass(frozen=True, slots=True)
 class SlotCounters:
-    """Totals of one slot since its SMP started; bytes unless the name says otherwise."""
+    """Totals of one slot since its SMP started; bytes unless the name says otherwise.
+
+    `repeated_total` counts snapshots whose trained tensors were those of the one before,
+    `repeated_now` the newest ones of them without a break.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -187,6 +201,8 @@ class SlotCounters:
     quarantined: int = 0
     aborted: int = 0
     allocated_bytes: int = 0
+    repeated_total: int = 0
+    repeated_now: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,10 @@ class TrainerLock:
         self._path = run_dir / trainer_lock_name(slot)
         self._descriptor: int | None = None
 
+    @property
+    def held(self) -> bool:
+        return self._descriptor is not None
+
     def acquire(self) -> None:
         """Take the lock; a predecessor that is just dying is waited for.
 

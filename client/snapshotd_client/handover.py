@@ -12,6 +12,7 @@ from snapshotd_client.buffers import Buffers
 from snapshotd_client.channel import Channel, DaemonGone
 from snapshotd_client.errors import StateChanged
 from snapshotd_client.identity import Identity
+from snapshotd_client.trained import trained_ranges
 
 #: Of the time a step may wait, the daemon gets this part to find a buffer; the rest is for its
 #: answers to arrive.
@@ -59,6 +60,7 @@ class Handover:
             buffer=reply.granted.buffer,
             image_bytes=captured.image_bytes,
             manifest_bytes=captured.manifest_bytes,
+            trained=trained_ranges(captured.manifest, captured.image_bytes),
         )
         self._channel.ask(pb.ToDaemon(written=written), max(_LEAST_S, left_s))
         return ""

@@ -70,6 +70,8 @@ def _node_summary(status: NodeStatus) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("node", f"{escape(status.node)} of {escape(status.cluster_id)}")
     grid.add_row("health", health)
+    for note in status.notes:
+        grid.add_row("note", escape(note))
     grid.add_row("memory", _memory(status))
     grid.add_row("coordinator", escape(status.coordinator) or "none")
     grid.add_row("daemon", f"{status.version}, code by {status.coding}, boot {status.boot}")
@@ -165,7 +167,9 @@ def _cadence(job: JobFacts) -> str:
 
 
 def _slots(status: NodeStatus) -> Table:
-    table = _table("slots", "slot", "trainer", "segments", "sent", "received", "quarantined")
+    table = _table(
+        "slots", "slot", "trainer", "segments", "sent", "received", "quarantined", "repeated"
+    )
     slot: SlotFacts
     for slot in status.slots:
         counters = slot.counters
@@ -176,6 +180,7 @@ def _slots(status: NodeStatus) -> Table:
             in_bytes(counters.bytes_sent),
             in_bytes(counters.bytes_received),
             str(counters.quarantined),
+            str(counters.repeated_total),
         )
     return table
 

@@ -120,7 +120,9 @@ class Timeouts(_Section):
         "snapshotd does not set it, it stays below it",
     )
     rpc_s: Seconds = Field(
-        default=10.0, description="one control call to a peer is given up after this"
+        default=10.0,
+        description="one control call to a peer is given up after this, and a block that does not "
+        "move; at most half of restore_s",
     )
 
     @field_validator(*{name for order in TIMEOUT_ORDERS for name in order[1:]})
@@ -142,6 +144,24 @@ class Timeouts(_Section):
                 },
             )
         return value
+
+    @field_validator("rpc_s")
+    @classmethod
+    def _call_within_a_restore(cls, value: float, info: ValidationInfo) -> float:
+        """A peer that hangs must be found out while a restore still waits for absent nodes."""
+        heartbeat_s, restore_s = info.data.get("heartbeat_s"), info.data.get("restore_s")
+        if heartbeat_s is None or restore_s is None or heartbeat_s < value <= restore_s / 2:
+            return value
+        raise PydanticCustomError(
+            "order",
+            "it is not between heartbeat_s, {heartbeat_s}, and half of restore_s, {restore_s}",
+            {
+                "heartbeat_s": heartbeat_s,
+                "restore_s": restore_s,
+                "expected": "heartbeat_s < rpc_s <= restore_s / 2",
+                "related": ["timeouts.heartbeat_s", "timeouts.restore_s"],
+            },
+        )
 
 
 def _same_as_run_dir(data: dict[str, Any]) -> Any:
@@ -177,6 +197,14 @@ class Config(_Section):
     )
     generations: int = Field(
         default=2, ge=2, description="buffers per shard: one committed, the others in progress"
+    )
+    oom_score_adj: int | None = Field(
+        default=None,
+        ge=-1000,
+        le=1000,
+        description="whom the kernel ends first when memory runs out, for the supervisor and its "
+        "SMPs: -1000 never, 1000 first; below what it was started with takes CAP_SYS_RESOURCE "
+        "(default: left as it is)",
     )
     log_level: LogLevel = Field(default="info", description="least severe record that is written")
     log_format: LogFormat = Field(

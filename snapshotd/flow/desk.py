@@ -19,6 +19,7 @@ from snapshotd.rpc.convert import (
     check_rank,
     decision_id_from,
     decision_to,
+    ranges_from,
     version_to,
 )
 from snapshotd.rpc.trainers import TrainerSocket, refused
@@ -136,7 +137,8 @@ class TrainerDesk:
                 f"an image of {written.image_bytes} bytes with a manifest of "
                 f"{written.manifest_bytes} in a buffer that was claimed for {filling.image_bytes}",
             )
-        self._smp.seal_filling(written.image_bytes, written.manifest_bytes)
+        trained = ranges_from(written.trained, written.image_bytes)
+        self._smp.seal_filling(written.image_bytes, written.manifest_bytes, trained)
 
     def _passed(self, step: int) -> None:
         self._machine.passed(step)
@@ -195,7 +197,10 @@ class TrainerDesk:
 
     def _progress(self) -> pb.Progress:
         trainer = self._machine.trainer
-        progress = pb.Progress(skipped=trainer.skipped if trainer else 0)
+        progress = pb.Progress(
+            skipped=trainer.skipped if trainer else 0,
+            repeated_now=self._smp.vault.repeats.in_a_row,
+        )
         job = self._machine.orders.job(trainer.job) if trainer else None
         if trainer is None or job is None:
             waits = self._machine.orders.waits.get(trainer.job, "") if trainer else ""

@@ -26,6 +26,7 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
+from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
@@ -36,6 +37,7 @@ from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
+from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
@@ -75,6 +77,7 @@ class Smp:
         self._rooms = rooms
         self._waits_for_room = False
         self._wake = asyncio.Event()
+        self._rebuilding = ChangeLog(log)
         self._tasks: set[asyncio.Task[None]] = set()
         self._published: SlotFacts | None = None
         self._failure: BaseException | None = None
@@ -105,6 +108,7 @@ class Smp:
     def forget_trainer(self) -> None:
         """Its sealed generations stay; the buffer it was writing goes back."""
         self.machine.detach()
+        self.vault.repeats.forget()
         self.give_back_filling()
         self.wake()
 
@@ -232,18 +236,25 @@ class Smp:
         self.filling = Filling(segment, grant.version.step, grant.image_bytes)
         await self.desk.granted(segment)
 
-    def seal_filling(self, image_bytes: int, manifest_bytes: int) -> None:
+    def seal_filling(self, image_bytes: int, manifest_bytes: int, trained: Ranges) -> None:
         """The trainer has written its buffer: from now on it is not the trainer's any more."""
         filling, trainer = self.filling, self.machine.trainer
         assert filling is not None, "the desk has looked"
         assert trainer is not None, "a buffer is given back when its trainer goes"
         self.filling = None
-        self.start(self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes))
+        seal = self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes, trained)
+        self.start(seal)
 
     async def _seal(
-        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+        self,
+        segment: Segment,
+        world: int,
+        image_bytes: int,
+        manifest_bytes: int,
+        trained: Ranges,
     ) -> None:
         holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+        self.vault.watch(segment, trained)
         self.vault.enter(segment)
         self.machine.sealed(holding)
 
@@ -268,11 +279,22 @@ class Smp:
         try:
             await self._fetch(task.job, task.shard, task.version)
         except SnapshotdError as error:
-            log.warning("shard %d at %s is not rebuilt yet: %s", task.shard, task.version, error)
+            self._note_not_rebuilt(task, str(error))
             self.machine.rebuild_failed(task, time.monotonic())
         else:
-            log.info("shard %d at %s is rebuilt", task.shard, task.version)
+            self._rebuilding.forget(_subject(task))
+            log.info("%s is rebuilt", _subject(task))
             self.machine.rebuilt(task)
+
+    def _note_not_rebuilt(self, task: Rebuild, reason: str) -> None:
+        """Once for each reason; while slots verify what they adopted, it is no trouble yet."""
+        peers = self.machine.orders.peers.items()
+        starting = sorted(str(home) for home, facts in peers if not facts.address)
+        if starting:
+            why = f"not rebuilt yet: {', '.join(starting)} still starting"
+            self._rebuilding.note(_subject(task), why)
+        else:
+            self._rebuilding.note(_subject(task), f"not rebuilt yet: {reason}", logging.WARNING)
 
     async def _stage(self, decision: Decision) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
@@ -322,3 +344,7 @@ class Smp:
         record = segment.record
         assert isinstance(record, seg.SealRecord)
         return segment, record
+
+
+def _subject(task: Rebuild) -> str:
+    return f"shard {task.shard} of job {task.job!r} at {task.version}"

@@ -110,6 +110,19 @@ def node_status(board: Board, clock: Clock, now_s: float) -> pb.NodeStatus:
         jobs=[job_to(j) for j in board.jobs()],
         slots=[slot_to(s) for s in facts.slots],
         groups=_groups(board, now_s),
+        notes=[note for s in facts.slots if (note := _standstill(s))],
+    )
+
+
+def _standstill(facts: SlotFacts) -> str:
+    """An alarm, not an error: the snapshots of a slot bring nothing new."""
+    count = facts.counters.repeated_now
+    if not count or facts.trainer is None:
+        return ""
+    return (
+        f"the last {count + 1} snapshots of shard {facts.trainer.shard} of job "
+        f"{facts.trainer.job!r} in slot {facts.slot} hold the very same tensors: its capture, or "
+        "its training, stands still"
     )
 
 

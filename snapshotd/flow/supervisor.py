@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from snapshotd.core.board import Board
 from snapshotd.core.membership import Refusal
 from snapshotd.errors import ConfigError, PeerError
+from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
 from snapshotd.metadata import DataHolding, NodeFacts, ParityHolding, SlotFacts
 from snapshotd.rpc.channels import Channels
@@ -29,10 +30,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often facts go out, and how long an answer may take."""
+    """How often facts go out, how long an answer may take, how long a peer may be silent."""
 
     heartbeat_s: float
     rpc_s: float
+    dead_s: float
 
 
 class Supervisor:
@@ -48,6 +50,7 @@ class Supervisor:
         self._news: dict[str, asyncio.Event] = {}
         self._linked: dict[int, asyncio.Event] = {}
         self._log = ChangeLog(log)
+        self._reach = Reach(log, pace.dead_s)
         self._spread_sequence = 0
         self.on_change: Callable[[], None] = lambda: None
 
@@ -140,6 +143,7 @@ class Supervisor:
         for node in set(self._loops) - set(known):
             self._loops.pop(node).cancel()
             del self._news[node]
+            self._reach.forget(node)
 
     async def _talk_to(self, node: str) -> None:
         """Exchange facts with one peer: at each change, and at each heartbeat."""
@@ -168,9 +172,9 @@ class Supervisor:
                 raise ConfigError(str(error)) from error
             return False
         except PeerError as error:
-            self._log.note(node, f"not to be reached: {error}", logging.WARNING)
+            self._reach.failed(node, str(error), time.monotonic())
             return False
-        self._log.note(node, "")
+        self._reach.reached(node, time.monotonic())
         self.hear(reply)
         return True
 
@@ -185,6 +189,10 @@ class Supervisor:
     def loops(self) -> Mapping[str, asyncio.Task[None]]:
         """The running conversations, by node: one that ends says why this node must not run."""
         return self._loops
+
+    def leave(self) -> None:
+        """The daemon is about to stop: peers that do, too, are not worth a line."""
+        self._reach.leave()
 
     async def stop(self) -> None:
         for task in self._loops.values():

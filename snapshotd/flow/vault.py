@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from snapshotd.core.protection import parity_homes
+from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.errors import DamagedBytes, NoRoom, RequestError
@@ -49,6 +50,7 @@ class Vault:
         self.copied_bytes = 0
         self.decoded_bytes = 0
         self._quarantined = 0
+        self.repeats = Repeats()
         #: Called when a peer's request changed what is held here.
         self.on_change: Callable[[], None] = lambda: None
         #: Called when a segment could not be had: job, bytes of its largest image.
@@ -161,6 +163,22 @@ class Vault:
         holding = describe(segment)
         assert isinstance(holding, DataHolding)
         return holding
+
+    def watch(self, segment: Segment, trained: Ranges) -> None:
+        """Hold a new snapshot's trained tensors against those of the one before."""
+        holding, before = describe(segment), self.repeats.in_a_row
+        assert isinstance(holding, DataHolding)
+        self.repeats.sealed(fingerprint(holding, trained, segment.record.grain_digests))
+        subject = f"shard {holding.shard} of job {holding.job!r}"
+        if self.repeats.in_a_row and not before:
+            log.warning(
+                "%s at %s has the very tensors of the snapshot before: does its capture, or its "
+                "training, stand still?",
+                subject,
+                holding.version,
+            )
+        elif before and not self.repeats.in_a_row:
+            log.info("%s changes again, after %d equal snapshots", subject, before)
 
     async def seal_parity(
         self, segment: Segment, group: list[seg.SealRecord], image_bytes: int
@@ -306,6 +324,8 @@ class Vault:
             bytes_decoded=self.decoded_bytes,
             quarantined=self._quarantined,
             allocated_bytes=self._arena.allocated_bytes,
+            repeated_total=self.repeats.total,
+            repeated_now=self.repeats.in_a_row,
         )
 
     @property

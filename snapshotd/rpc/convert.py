@@ -6,6 +6,7 @@ digests have their length, and no count is beyond what any cluster has.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
@@ -25,6 +26,7 @@ from snapshotd.metadata import (
     Orders,
     ParityHolding,
     ParityPlace,
+    RefusalKind,
     SlotCounters,
     SlotFacts,
     Tier,
@@ -108,6 +110,17 @@ def check_seal(record: seg.SealRecord) -> None:
         )
 
 
+def ranges_from(
+    extents: Iterable[seg.StorageExtent], image_bytes: int
+) -> tuple[tuple[int, int], ...]:
+    """Byte ranges [start, end) of an image, in order and apart. Raises RequestError."""
+    ranges = tuple((e.image_offset, e.image_offset + e.bytes) for e in extents)
+    places = [place for pair in ranges for place in pair]
+    if places != sorted(places) or (places and places[-1] > image_bytes):
+        raise malformed(f"tensors out of order or beyond an image of {image_bytes} bytes")
+    return ranges
+
+
 def version_to(v: Version) -> seg.Version:
     return seg.Version(epoch=v.epoch, step=v.step)
 
@@ -170,6 +183,7 @@ def decision_to(d: Decision) -> pb.Decision:
         incarnations=[pb.Incarnation(shard=s, id=i) for s, i in enumerate(d.incarnations)],
         tier=pb.Tier.Name(d.tier.value),
         committed=version_to(d.committed) if d.committed else None,
+        refusal_kind=pb.RefusalKind.Name(d.refusal_kind.value) if d.refusal_kind else None,
     )
     if d.refusal:
         message.refusal = d.refusal
@@ -196,9 +210,18 @@ def decision_from(m: pb.Decision) -> Decision:
         incarnations=tuple(i.id for i in m.incarnations),
         restore=version_from(m.restore) if outcome == "restore" else None,
         refusal=m.refusal,
+        refusal_kind=_refusal_kind(m) if m.refusal else None,
         tier=Tier(m.tier),
         committed=version_from(m.committed) if m.HasField("committed") else None,
     )
+
+
+def _refusal_kind(m: pb.Decision) -> RefusalKind:
+    if m.refusal_kind == pb.REFUSAL_KIND_UNSPECIFIED:
+        return RefusalKind.LOST  # a record that an earlier daemon wrote
+    if m.refusal_kind not in {k.value for k in RefusalKind}:
+        raise malformed(f"a refusal of unknown kind {m.refusal_kind}")
+    return RefusalKind(m.refusal_kind)
 
 
 def data_to(d: DataHolding) -> pb.DataHolding:

@@ -19,7 +19,7 @@ import snapshotd_client.channel
 import snapshotd_client.snapshotter
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import trainer_pb2 as tp
-from snapshotd_client import Refused, SnapshotLost, StateChanged, WrongUse
+from snapshotd_client import CannotProtect, Refused, StateChanged, WorldChanged, WrongUse
 from snapshotd_client.channel import TrainerLock
 from tests.integration import wires
 from tests.integration.cluster import Node, eventually
@@ -286,10 +286,24 @@ def test_another_world_than_was_saved(steady: Steady) -> None:
     lone = Rank(0, 1)
     lone.attach(steady.nodes[0], 1, "worlds")
     assert lone.snap is not None
-    with pytest.raises(SnapshotLost) as caught:
+    with pytest.raises(WorldChanged) as caught:
         lone.snap.restore()
-    said = str(caught.value)
-    assert "too few" in said or "was saved by 2 ranks and 1 ask" in said
+    assert caught.value.code == "other-world"
+    assert "was saved by 2 ranks and 1 ask" in caught.value.what
+    assert "the number of ranks that saved it" in caught.value.remedy
+    lone.vanish()
+
+
+@pytest.mark.parametrize("on_lost", ["raise", "fresh"])
+def test_too_few_nodes_for_the_parity(steady: Steady, on_lost: str) -> None:
+    lone = Rank(0, 1)
+    lone.attach(steady.nodes[0], 1, "alone")
+    assert lone.snap is not None
+    with pytest.raises(CannotProtect) as caught:
+        lone.snap.restore(on_lost=on_lost)
+    assert caught.value.code == "cannot-protect"
+    assert "at least 2 nodes" in caught.value.what
+    assert "on_lost" not in str(caught.value)
     lone.vanish()
 
 

@@ -24,6 +24,7 @@ from snapshotd.metadata import (
     DecisionId,
     Home,
     JobFacts,
+    RefusalKind,
     SlotFacts,
     Tier,
     TrainerFacts,
@@ -124,6 +125,7 @@ def test_a_loss_is_refused_by_name_or_given_up_on_purpose() -> None:
     held = slots()
     held[HOMES[0]] = replace(held[HOMES[0]], data=(DataHolding(JOB, 0, SAVED, 1, b"x"),))
     refusal = decided(held, known=KNOWN).refusal
+    assert decided(held, known=KNOWN).refusal_kind is RefusalKind.LOST
     assert "shard 1 is missing: no copy and no parity" in refusal
     willing = slots(allow_fresh=True)
     willing[HOMES[0]] = replace(willing[HOMES[0]], data=held[HOMES[0]].data)
@@ -152,15 +154,23 @@ def test_a_refusal_that_fresh_cannot_heal_is_not_stated_again() -> None:
     held = slots(allow_fresh=True)
     first = decided(held, parity=3)
     assert "parity" in first.refusal
+    assert first.refusal_kind is RefusalKind.CANNOT_PROTECT
     assert decided(held, parity=3, known=JobFacts(JOB, 2, 1, decision=first)) is first
 
 
 def test_another_world_is_refused_unless_fresh() -> None:
     known = replace(KNOWN, world=3)
-    assert "saved by 3 ranks and 2 ask" in decided(slots(SAVED), known=known).refusal
+    refused = decided(slots(SAVED), known=known)
+    assert "saved by 3 ranks and 2 ask" in refused.refusal
+    assert refused.refusal_kind is RefusalKind.OTHER_WORLD
+    # The cause, and not what follows from it.
+    assert decided(slots(SAVED), known=known, parity=3).refusal_kind is RefusalKind.OTHER_WORLD
     fresh = decided(slots(SAVED, allow_fresh=True), known=known)
     assert fresh.restore is None
     assert not fresh.refusal
+    assert fresh.refusal_kind is None
+    unfit = decided(slots(SAVED, allow_fresh=True), known=known, parity=3)
+    assert unfit.refusal_kind is RefusalKind.CANNOT_PROTECT
 
 
 def test_another_worlds_uncommitted_shards_are_not_put_together() -> None:

@@ -13,10 +13,21 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_NONE: _ClassVar[Tier]
     TIER_LOCAL: _ClassVar[Tier]
     TIER_GROUP: _ClassVar[Tier]
+
+class RefusalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REFUSAL_KIND_UNSPECIFIED: _ClassVar[RefusalKind]
+    REFUSAL_KIND_LOST: _ClassVar[RefusalKind]
+    REFUSAL_KIND_CANNOT_PROTECT: _ClassVar[RefusalKind]
+    REFUSAL_KIND_OTHER_WORLD: _ClassVar[RefusalKind]
 TIER_UNSPECIFIED: Tier
 TIER_NONE: Tier
 TIER_LOCAL: Tier
 TIER_GROUP: Tier
+REFUSAL_KIND_UNSPECIFIED: RefusalKind
+REFUSAL_KIND_LOST: RefusalKind
+REFUSAL_KIND_CANNOT_PROTECT: RefusalKind
+REFUSAL_KIND_OTHER_WORLD: RefusalKind
 
 class Home(_message.Message):
     __slots__ = ("node", "slot")
@@ -69,7 +80,7 @@ class Incarnation(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed")
+    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed", "refusal_kind")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +91,7 @@ class Decision(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_KIND_FIELD_NUMBER: _ClassVar[int]
     id: DecisionId
     job: str
     world: int
@@ -90,7 +102,8 @@ class Decision(_message.Message):
     refusal: str
     tier: Tier
     committed: _segment_pb2.Version
-    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ...) -> None: ...
+    refusal_kind: RefusalKind
+    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., refusal_kind: _Optional[_Union[RefusalKind, str]] = ...) -> None: ...
 
 class Fresh(_message.Message):
     __slots__ = ()
@@ -177,7 +190,7 @@ class SlotFacts(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SlotCounters(_message.Message):
-    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes")
+    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes", "repeated_total", "repeated_now")
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
@@ -185,6 +198,8 @@ class SlotCounters(_message.Message):
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_NOW_FIELD_NUMBER: _ClassVar[int]
     bytes_sent: int
     bytes_received: int
     bytes_copied: int
@@ -192,7 +207,9 @@ class SlotCounters(_message.Message):
     quarantined: int
     aborted: int
     allocated_bytes: int
-    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ...) -> None: ...
+    repeated_total: int
+    repeated_now: int
+    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., repeated_total: _Optional[int] = ..., repeated_now: _Optional[int] = ...) -> None: ...
 
 class Cadence(_message.Message):
     __slots__ = ("interval", "from_step")
@@ -321,7 +338,7 @@ class GroupStatus(_message.Message):
     def __init__(self, job: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., homes: _Optional[_Iterable[_Union[Home, _Mapping]]] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., further_losses: _Optional[int] = ..., parity: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
 class NodeStatus(_message.Message):
-    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason", "groups")
+    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason", "groups", "notes")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
@@ -337,6 +354,7 @@ class NodeStatus(_message.Message):
     HEALTHY_FIELD_NUMBER: _ClassVar[int]
     HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     node: str
     boot: str
@@ -352,7 +370,8 @@ class NodeStatus(_message.Message):
     healthy: bool
     health_reason: str
     groups: _containers.RepeatedCompositeFieldContainer[GroupStatus]
-    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ...) -> None: ...
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InventoryRequest(_message.Message):
     __slots__ = ()
