@@ -245,8 +245,8 @@ def test_the_board_states_releases_and_publishes_each_change_once() -> None:
     assert mind.facts.sequence == before + 1
     mind.slot_changed(lone_trainer(decision=decision.id, staged=True), 3.0)
     assert mind.jobs()[0].lineage == 1
-    mind.slot_gone(0, 4.0)
-    assert mind.orders(4.0).peers == {}
+    mind.slot_changed(SlotFacts(0), 4.0)
+    assert [f.trainer for f in mind.orders(4.0).peers.values()] == [None]
 
 
 def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
@@ -256,7 +256,7 @@ def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
     mind.slot_changed(lone_trainer(), 1.0)
     with pytest.raises(CallerError, match="has trainers on a/0"):
         mind.drop(JOB, 1.0)
-    mind.slot_gone(0, 2.0)
+    mind.slot_changed(SlotFacts(0), 2.0)
     mind.drop(JOB, 3.0)
     job = mind.jobs()[0]
     assert job.lineage == job.epoch > KNOWN.epoch
