@@ -274,3 +274,17 @@ def test_the_plan_says_what_is_missing() -> None:
     assert "no version" in why
     mind.slot_changed(SlotFacts(0, "up", data=(held, replace(held, shard=1))), 1.0)
     assert mind.plan(JOB, 1.0)[0] == SAVED
+
+
+def test_a_left_over_trainer_completes_no_set_with_those_about_to_be_answered() -> None:
+    held = slots()
+    stated = decided(held)
+    ready = trainer(0, decision=stated.id, staged=True)
+    left_over = trainer(1, incarnation="of an earlier start")
+    seen = {
+        HOMES[0]: replace(held[HOMES[0]], trainer=ready),
+        HOMES[1]: replace(held[HOMES[1]], trainer=replace(ready, shard=1, waiting=False)),
+        Home("c", 0): SlotFacts(0, "up", left_over),
+    }
+    known = JobFacts(JOB, 2, stated.id.epoch, stated.id.epoch, None, 0, stated)
+    assert "1 of 2 trainers" in reason(seen, known=known)
