@@ -84,11 +84,6 @@ class Board:
         self._slots[facts.slot] = facts
         self.conclude(now_s)
 
-    def slot_gone(self, slot: int, now_s: float) -> None:
-        """The SMP of a slot died; what it held counts again when its successor has verified it."""
-        self._slots.pop(slot, None)
-        self.conclude(now_s)
-
     def drop(self, job: str, now_s: float) -> None:
         """The operator gives a job up: a lineage of its own, in which nothing is held.
 

@@ -144,8 +144,20 @@ def _waiting(now: Situation) -> list[tuple[Home, TrainerFacts]]:
     return [
         (home, f.trainer)
         for home, f in sorted(now.slots.items())
-        if f.trainer is not None and _waits(f.trainer, now.job)
+        if f.trainer is not None and _waits(f.trainer, now.job) and not _answered(now, f.trainer)
     ]
+
+
+def _answered(now: Situation, trainer: TrainerFacts) -> bool:
+    """Whether it is about to be answered: what it has staged is released.
+
+    It must not be counted together with a trainer left over from an earlier start, which a rank
+    of its own start that had its answer a moment sooner no longer contradicts.
+    """
+    decision = now.known.decision if now.known else None
+    if now.known is None or decision is None or now.known.lineage != decision.id.epoch:
+        return False
+    return trainer.staged and trainer.decision == decision.id
 
 
 def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:

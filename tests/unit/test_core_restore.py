@@ -255,8 +255,8 @@ def test_the_board_states_releases_and_publishes_each_change_once() -> None:
     assert mind.facts.sequence == before + 1
     mind.slot_changed(lone_trainer(decision=decision.id, staged=True), 3.0)
     assert mind.jobs()[0].lineage == 1
-    mind.slot_gone(0, 4.0)
-    assert mind.orders(4.0).peers == {}
+    mind.slot_changed(SlotFacts(0), 4.0)
+    assert [f.trainer for f in mind.orders(4.0).peers.values()] == [None]
 
 
 def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
@@ -266,7 +266,7 @@ def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
     mind.slot_changed(lone_trainer(), 1.0)
     with pytest.raises(CallerError, match="has trainers on a/0"):
         mind.drop(JOB, 1.0)
-    mind.slot_gone(0, 2.0)
+    mind.slot_changed(SlotFacts(0), 2.0)
     mind.drop(JOB, 3.0)
     job = mind.jobs()[0]
     assert job.lineage == job.epoch > KNOWN.epoch
@@ -284,3 +284,17 @@ def test_the_plan_says_what_is_missing() -> None:
     assert "no version" in why
     mind.slot_changed(SlotFacts(0, "up", data=(held, replace(held, shard=1))), 1.0)
     assert mind.plan(JOB, 1.0)[0] == SAVED
+
+
+def test_a_left_over_trainer_completes_no_set_with_those_about_to_be_answered() -> None:
+    held = slots()
+    stated = decided(held)
+    ready = trainer(0, decision=stated.id, staged=True)
+    left_over = trainer(1, incarnation="of an earlier start")
+    seen = {
+        HOMES[0]: replace(held[HOMES[0]], trainer=ready),
+        HOMES[1]: replace(held[HOMES[1]], trainer=replace(ready, shard=1, waiting=False)),
+        Home("c", 0): SlotFacts(0, "up", left_over),
+    }
+    known = JobFacts(JOB, 2, stated.id.epoch, stated.id.epoch, None, 0, stated)
+    assert "1 of 2 trainers" in reason(seen, known=known)
