@@ -37,6 +37,7 @@ from snapshotd.rpc.node import NodeServer
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
 from snapshotd.smp import SmpSettings
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import FRONT_SOCKET
 from snapshotd.wire.v1 import node_pb2 as pb
 
@@ -56,6 +57,7 @@ def serve(config: Config) -> int:
     """
     _check_sockets(config.run_dir)
     with _owned(config.run_dir, "run_dir"), _owned(config.shm_dir, "shm_dir"):
+        point("supervisor.start.owned")
         asyncio.run(Node(config).run())
     return 0
 
@@ -98,6 +100,7 @@ class Node:
         self._records = Records(config.state_dir)
         known_answer_test(ZfecCodec())
         self._board = _board(config, self._records)
+        point("supervisor.records.loaded")
         self._clock = Clock()
         self._budget = Budget(config.shm_dir, int(config.memory_budget))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -140,6 +143,7 @@ class Node:
             async with contextlib.AsyncExitStack() as parts:
                 await self._start(parts)
                 await self._main_loop(stop)
+                point("supervisor.stop.begun")
                 self._notifier.stopping()
         log.info("%s has stopped; its segments stay", self._config.node_id)
 
@@ -153,6 +157,7 @@ class Node:
         # The links must be there before the first SMP looks for them.
         links, socket = LocalServer(self._supervisor), config.run_dir / "links.sock"
         await links.start(socket)
+        point("supervisor.links.open")
         parts.callback(socket.unlink, missing_ok=True)
         parts.push_async_callback(links.stop)
         children = Children(self._smp_arguments)
@@ -165,6 +170,7 @@ class Node:
         self._server = NodeServer(self)
         parts.push_async_callback(self._server.stop, STOP_GRACE_S)
         await self._server.start(config.listen)
+        point("supervisor.port.open")
         self._supervisor.start()
         for slot in adopting:
             children.ensure(slot)
@@ -174,6 +180,7 @@ class Node:
         front = TrainerSocket(context, config.run_dir / FRONT_SOCKET)
         parts.callback(front.close)
         front.bind()
+        point("supervisor.front.open")
         parts.push_async_callback(self._end_tasks)
         desk = FrontDesk(front, self._supervisor, children, config.run_dir, self._watch)
         self._watch(asyncio.get_running_loop().create_task(front.serve(desk.handle)))
@@ -181,6 +188,7 @@ class Node:
         address = config.run_dir / "address"
         parts.callback(address.unlink, missing_ok=True)
         _replace_text(address, config.listen)
+        point("supervisor.start.done")
         self._notifier.ready(self._standing(""))
         log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
 
