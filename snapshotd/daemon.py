@@ -39,6 +39,7 @@ from snapshotd.rpc.node import NodeServer
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
 from snapshotd.smp import SmpSettings
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import FRONT_SOCKET
 from snapshotd.wire.v1 import node_pb2 as pb
 
@@ -59,6 +60,7 @@ def serve(config: Config) -> int:
     _check_sockets(config.run_dir)
     settle(config.oom_score_adj)  # first: SMPs inherit it
     with _owned(config.run_dir, "run_dir"), _owned(config.shm_dir, "shm_dir"):
+        point("supervisor.start.owned")
         asyncio.run(Node(config).run())
     return 0
 
@@ -101,6 +103,7 @@ class Node:
         self._records = Records(config.state_dir)
         known_answer_test(ZfecCodec())
         self._board = _board(config, self._records)
+        point("supervisor.records.loaded")
         self._clock = Clock()
         self._budget = Budget(config.shm_dir, int(config.memory_budget))
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,6 +151,7 @@ class Node:
                 await self._start(parts)
                 await self._main_loop(stop)
                 self._supervisor.leave()
+                point("supervisor.stop.begun")
                 self._notifier.stopping()
         log.info("%s has stopped; its segments stay", self._config.node_id)
 
@@ -161,6 +165,7 @@ class Node:
         # The links must be there before the first SMP looks for them.
         links, socket = LocalServer(self._supervisor), config.run_dir / "links.sock"
         await links.start(socket)
+        point("supervisor.links.open")
         parts.callback(socket.unlink, missing_ok=True)
         parts.push_async_callback(links.stop)
         self._children = children = Children(self._smp_arguments)
@@ -173,6 +178,7 @@ class Node:
         self._server = NodeServer(self)
         parts.push_async_callback(self._server.stop, STOP_GRACE_S)
         await self._server.start(config.listen)
+        point("supervisor.port.open")
         self._supervisor.start()
         for slot in adopting:
             children.ensure(slot)
@@ -183,6 +189,7 @@ class Node:
         front = TrainerSocket(context, config.run_dir / FRONT_SOCKET)
         parts.callback(front.close)
         front.bind()
+        point("supervisor.front.open")
         parts.push_async_callback(self._end_tasks)
         desk = FrontDesk(front, self._supervisor, children, config.run_dir, self._watch)
         self._watch(asyncio.get_running_loop().create_task(front.serve(desk.handle)))
@@ -190,6 +197,7 @@ class Node:
         address = config.run_dir / "address"
         parts.callback(address.unlink, missing_ok=True)
         _replace_text(address, config.listen)
+        point("supervisor.start.done")
         self._notifier.ready(self._standing(""))
         log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
 

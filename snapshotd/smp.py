@@ -37,6 +37,7 @@ from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.local import Link
 from snapshotd.rpc.trainers import TrainerSocket
 from snapshotd.telemetry.logs import configure
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import trainer_lock_name
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class SmpSettings(BaseModel):
 
 async def run(settings: SmpSettings) -> None:
     """Adopt, link, serve; until SIGTERM, or until the supervisor is gone."""
+    point("smp.start.begun")
     codec = ZfecCodec()
     known_answer_test(codec)
     home = Home(settings.node_id, settings.slot)
@@ -97,6 +99,7 @@ async def run(settings: SmpSettings) -> None:
     vault = Vault(arena, machine, settings.cluster_id, keep_free)
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
+    point("smp.adopt.done")
     channels = Channels()
     client = BlocksClient(
         channels, settings.cluster_id, settings.stall_s, vault.received, vault.sent
@@ -115,6 +118,7 @@ async def run(settings: SmpSettings) -> None:
         smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_alive(lock)
     )
     socket.bind()
+    point("smp.start.bound")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
@@ -134,6 +138,7 @@ async def run(settings: SmpSettings) -> None:
         for task in done:
             task.result()
     finally:
+        point("smp.stop.begun")
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
@@ -45,7 +46,9 @@ class RestoreQuestion:
             try:
                 if not self._channel.up:
                     self._channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
-                return self._await(self._channel.post(question), deadline)
+                number = self._channel.post(question)
+                point("trainer.restore.sent")
+                return self._await(number, deadline)
             except DaemonGone as error:
                 self._report(f"the daemon is gone while restoring ({error})")
             except NoDaemon:
@@ -58,6 +61,7 @@ class RestoreQuestion:
         while True:
             reply = self._channel.wait(number, deadline.slice_s(LIVENESS_S))
             if reply is not None:
+                point("trainer.restore.answered")
                 return reply.restored
             progress = self._channel.ask(pb.ToDaemon(query=pb.Query()), LIVENESS_S).progress
             if deadline.over:

@@ -19,6 +19,7 @@ import zmq
 from google.protobuf.message import DecodeError
 from zmq.utils.monitor import recv_monitor_message
 
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION, trainer_lock_name
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.errors import NoDaemon, Refused, WrongUse
@@ -81,6 +82,7 @@ class TrainerLock:
                     "End it, or give each trainer of the node its own LOCAL_RANK",
                 ) from error
             self._descriptor = descriptor
+            point("trainer.lock.taken")
             return
 
     def release(self) -> None:
@@ -233,7 +235,10 @@ class Channel:
             DaemonGone: the connection is or went down, or no answer came in time.
             Refused: the answer is no.
         """
-        number = self.post(message)
+        return self.answer(self.post(message), timeout_s)
+
+    def answer(self, number: int, timeout_s: float) -> pb.ToTrainer:
+        """The answer to a posted question; raises as `ask` does."""
         reply = self.wait(number, timeout_s)
         if reply is None:
             raise self._down(f"it did not answer within {timeout_s:.1f} s")
@@ -298,17 +303,21 @@ class Channel:
             self._patience_s = min(_ASK_AGAIN_LAST_S, self._patience_s * 2)
         self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
         self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
+        point("trainer.find.sent")
 
     def _follow(self, reply: pb.ToTrainer) -> None:
         body = reply.WhichOneof("body")
         if body == "found":
+            point("trainer.find.answered")
             self._open(reply.found.endpoint)
             self._send(pb.ToDaemon(attach=self._attach()))
+            point("trainer.attach.sent")
         elif body == "attached":
             self._up = True
             self._patience_s = _ASK_AGAIN_S
             self._refusal = None
             self.why_down = ""
+            point("trainer.attach.answered")
         elif body == "refused":
             self.why_down = reply.refused.what
             self._refusal = Refused(reply.refused.code, reply.refused.what, reply.refused.remedy)

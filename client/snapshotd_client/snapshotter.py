@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply as applying
@@ -165,6 +166,7 @@ class Snapshotter:
         restored = self._apply(reply) if decision.HasField("restore") else None
         self._decision = decision.id
         self._next_step = restored.step + 1 if restored else 0
+        point("trainer.restore.finished")
         return restored
 
     def step(self, step: int, **values: object) -> None:
@@ -267,7 +269,10 @@ class Snapshotter:
             return
         try:
             if self._channel.up:
-                self._channel.ask(pb.ToDaemon(detach=pb.Detach()), self._max_stall_s)
+                number = self._channel.post(pb.ToDaemon(detach=pb.Detach()))
+                point("trainer.detach.sent")
+                self._channel.answer(number, self._max_stall_s)
+                point("trainer.detach.answered")
         except (DaemonGone, Refused) as error:
             log.info("the daemon did not hear of the end of this trainer: %s", error)
         finally:
@@ -344,6 +349,7 @@ class Snapshotter:
         self._closed = True
         # The lock first: the daemon looks at it when the connection ends.
         self._lock.release()
+        point("trainer.lock.released")
         self._channel.close()
         self._handover.close()
 
@@ -367,6 +373,7 @@ class Snapshotter:
 
     def _apply(self, reply: pb.Restored) -> Restored:
         with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
+            point("trainer.restore.mapped")
             values = applying.apply(
                 image,
                 reply.manifest_bytes,

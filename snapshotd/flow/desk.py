@@ -23,6 +23,7 @@ from snapshotd.rpc.convert import (
     version_to,
 )
 from snapshotd.rpc.trainers import TrainerSocket, refused
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
@@ -67,6 +68,7 @@ class TrainerDesk:
         match body:
             case "restore":
                 self._machine.ask_restore(allow_fresh=message.restore.allow_fresh)
+                point("smp.restore.heard")
                 self._open["restore"] = message.request
             case "claim":
                 self._claim(message)
@@ -79,6 +81,7 @@ class TrainerDesk:
             case "query":
                 return pb.ToTrainer(progress=self._progress())
             case "detach":
+                point("smp.detach.heard")
                 self._smp.forget_trainer()
                 return self._accepted()
             case _:
@@ -110,6 +113,7 @@ class TrainerDesk:
         self._smp.give_back_filling()
         self._machine.attach(facts)
         self._smp.check_room(facts.job, message.attach.predicted_image_bytes)
+        point("smp.attach.taken")
         self._identity = identity
         self._open.clear()
         self._reported = None
@@ -119,6 +123,7 @@ class TrainerDesk:
         claim = message.claim
         until_s = time.monotonic() + max(0.0, claim.patience_s)
         self._machine.claim(claim.step, claim.image_bytes, until_s)
+        point("smp.claim.heard")
         self._open["claim"] = message.request
 
     def _written(self, written: pb.Written) -> None:
@@ -159,9 +164,12 @@ class TrainerDesk:
     async def deliver(self, answer: Answer | Deny) -> None:
         """What the machine decided about an open question."""
         if isinstance(answer, Deny):
+            point("smp.claim.denied")
             await self._reply("claim", pb.ToTrainer(skip=pb.Skip(reason=answer.reason)))
         else:
+            point("smp.answer.begun")
             await self._reply("restore", self._restored(answer))
+            point("smp.answer.sent")
 
     def _restored(self, answer: Answer) -> pb.ToTrainer:
         decision, trainer = answer.decision, self._machine.trainer

@@ -38,6 +38,7 @@ from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
 from snapshotd.telemetry.logs import ChangeLog
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
@@ -89,6 +90,7 @@ class Smp:
 
     def follow(self, orders: Orders) -> None:
         """The supervisor states what there is to know."""
+        point("smp.orders.heard")
         self.machine.orders = orders
         trainer = self.machine.trainer
         if trainer is not None and trainer.waiting:
@@ -109,6 +111,7 @@ class Smp:
         """Its sealed generations stay; the buffer it was writing goes back."""
         self.machine.detach()
         self.vault.repeats.forget()
+        point("smp.trainer.forgotten")
         self.give_back_filling()
         self.wake()
 
@@ -234,7 +237,9 @@ class Smp:
             self.vault.give_back(segment)  # the trainer went away meanwhile
             return
         self.filling = Filling(segment, grant.version.step, grant.image_bytes)
+        point("smp.grant.begun")
         await self.desk.granted(segment)
+        point("smp.grant.sent")
 
     def seal_filling(self, image_bytes: int, manifest_bytes: int, trained: Ranges) -> None:
         """The trainer has written its buffer: from now on it is not the trainer's any more."""
@@ -242,6 +247,7 @@ class Smp:
         assert filling is not None, "the desk has looked"
         assert trainer is not None, "a buffer is given back when its trainer goes"
         self.filling = None
+        point("smp.written.heard")
         seal = self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes, trained)
         self.start(seal)
 
@@ -256,6 +262,7 @@ class Smp:
         holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
         self.vault.watch(segment, trained)
         self.vault.enter(segment)
+        point("smp.seal.entered")
         self.machine.sealed(holding)
 
     async def _not_granted(self, grant: Grant, reason: str) -> None:
@@ -276,6 +283,7 @@ class Smp:
             self.machine.encoded(task)
 
     async def _rebuild(self, task: Rebuild) -> None:
+        point("smp.rebuild.begun")
         try:
             await self._fetch(task.job, task.shard, task.version)
         except SnapshotdError as error:
@@ -284,6 +292,7 @@ class Smp:
         else:
             self._rebuilding.forget(_subject(task))
             log.info("%s is rebuilt", _subject(task))
+            point("smp.rebuild.done")
             self.machine.rebuilt(task)
 
     def _note_not_rebuilt(self, task: Rebuild, reason: str) -> None:
@@ -302,6 +311,7 @@ class Smp:
         assert trainer is not None
         assert decision.restore is not None
         reason = ""
+        point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
@@ -314,6 +324,7 @@ class Smp:
                 log.warning("shard %d at %s: %s", trainer.shard, decision.restore, error)
                 reason = str(error)
             else:
+                point("smp.stage.done")
                 self.machine.staged(decision.id)
                 return
         self.machine.stage_failed(decision.id, reason)
@@ -336,6 +347,7 @@ class Smp:
     async def _verify(self, holding: DataHolding) -> None:
         with self.vault.reading(holding.job, holding.version, holding.shard) as segment:
             await asyncio.to_thread(segment.verify)
+        point("smp.stage.verified")
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

@@ -24,6 +24,7 @@ from snapshotd.rpc.convert import node_to, orders_to
 from snapshotd.rpc.local import Mailbox
 from snapshotd.rpc.node import RefusedByPeer, exchange
 from snapshotd.telemetry.logs import ChangeLog
+from snapshotd.wire.points import point
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +60,7 @@ class Supervisor:
     def hear(self, facts: NodeFacts) -> Refusal | None:
         """A peer states its facts."""
         refusal = self.board.hear(facts, time.monotonic())
+        point("supervisor.peer.heard")
         if refusal is not None:
             self._log.note(facts.address, refusal.reason, logging.WARNING)
         self._spread()
@@ -66,6 +68,7 @@ class Supervisor:
 
     def linked(self, slot: int, outbox: Mailbox) -> None:
         """An SMP has adopted its segments and is ready."""
+        point("supervisor.link.accepted")
         self._outboxes[slot] = outbox
         self._linked.setdefault(slot, asyncio.Event()).set()
 
@@ -77,6 +80,7 @@ class Supervisor:
     def slot_changed(self, facts: SlotFacts) -> None:
         """An SMP states its facts."""
         self.board.slot_changed(facts, time.monotonic())
+        point("supervisor.slot.heard")
         self._spread()
 
     def unlinked(self, slot: int, outbox: Mailbox) -> None:
@@ -103,6 +107,7 @@ class Supervisor:
             holdings += [*facts.data, *facts.parity]
         freed = sum(held.image_bytes for held in holdings if held.job == job)
         self.board.drop(job, time.monotonic())
+        point("supervisor.drop.heard")
         self._spread()
         return freed
 
@@ -123,12 +128,14 @@ class Supervisor:
         orders = orders_to(self.board.orders(time.monotonic()))
         for outbox in self._outboxes.values():
             outbox.put(orders)
+        point("supervisor.spread.ordered")
         self._records.keep(self.board.jobs())
         self._follow_membership()
         if self.board.facts.sequence != self._spread_sequence:
             self._spread_sequence = self.board.facts.sequence
             for event in self._news.values():
                 event.set()
+        point("supervisor.spread.told")
         self.on_change()
 
     def _follow_membership(self) -> None:
@@ -175,6 +182,7 @@ class Supervisor:
             self._reach.failed(node, str(error), time.monotonic())
             return False
         self._reach.reached(node, time.monotonic())
+        point("supervisor.peer.told")
         self.hear(reply)
         return True
 

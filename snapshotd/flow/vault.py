@@ -23,6 +23,7 @@ from snapshotd.memory.states import Kind
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.convert import check_seal, malformed, place_from, version_from
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -64,6 +65,7 @@ class Vault:
         for segment in self._arena.candidates():
             try:
                 await asyncio.to_thread(segment.verify)
+                point("smp.adopt.verified")
                 self.enter(segment)
             except (DamagedBytes, RequestError) as error:
                 self._condemn(segment, str(error))
@@ -93,10 +95,14 @@ class Vault:
             return
         reason = self._condemned.pop(segment, None)
         if reason is not None:
+            point("smp.quarantine.begun")
             self._arena.quarantine(segment, reason)
+            point("smp.quarantine.done")
         elif segment in self._doomed:
             self._doomed.remove(segment)
+            point("smp.free.forgotten")
             segment.free()
+            point("smp.free.headed")
 
     # -- filling
 
@@ -210,6 +216,7 @@ class Vault:
         """
         goes_on = self._machine.trainer is not None or any(key[0] == job for key in self._sealed)
         async with self._claiming:
+            point("smp.trim.begun")
             self._arena.trim(self._keep_free if goes_on else 0)
 
     def quarantine(self, holding: DataHolding | ParityHolding, reason: str) -> None:
@@ -277,6 +284,7 @@ class Vault:
         except BaseException:
             self._arriving.discard(key)
             raise
+        point("smp.store.opened")
         return IncomingBlock(self, segment, opening.image_bytes, key)
 
     def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> None:
@@ -364,9 +372,11 @@ class IncomingBlock:
             await asyncio.to_thread(
                 self._segment.seal_parity, list(record.group), self._image_bytes
             )
+            point("smp.store.sealed")
             if self._segment.record.grain_digests != record.grain_digests:
                 raise DamagedBytes("a parity block was damaged on its way: its digests differ")
             self._vault.replace(self._segment)
+            point("smp.store.replaced")
         finally:
             self._vault.arrived(self._key)
             self._vault.give_back(self._segment)
