@@ -159,12 +159,15 @@ class Launcher:
     async def close(self) -> None:
         """End without ceremony."""
         self.ended = True
-        if self.life is not None:
-            self.life.over.set()
-        if self._zygote is not None:
-            self._zygote.close()
         self._runner.cancel()
         await asyncio.gather(self._runner, return_exceptions=True)
+        if self._zygote is not None:
+            self._zygote.close()
+        for trainer in self.life.trainers if self.life else ():
+            if trainer.pid:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(trainer.pid, signal.SIGKILL)
+                await sandbox.ended(trainer.pid)
         self._server.close()
         for task in self._tasks:
             task.cancel()

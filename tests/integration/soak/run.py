@@ -24,11 +24,12 @@ from tests.integration.soak.watch import Watch
 WORLD = 4
 HOSTS = 10
 STEP_S = 0.1
-ROUND_S = 45.0
+ROUND_S = 60.0
+BETWEEN_S = (2.0, 8.0)  # two faults; they may last longer
 SAMPLE_S = 5.0
 #: From the end of all faults until a new step is committed and told to every rank.
 RECOVERY_S = 90.0
-TOO_MANY_EVERY = 5  # rounds
+TOO_MANY_EVERY = 4  # rounds
 
 
 class Over(Exception):
@@ -105,7 +106,7 @@ class Run:
         acting: set[asyncio.Task[bool]] = set()
         try:
             while loop.time() < round_end_s:
-                await self._pause(self._rng.uniform(1.0, 5.0))
+                await self._pause(self._rng.uniform(*BETWEEN_S))
                 acting.add(loop.create_task(self._strike()))
             await self._done(acting)
         finally:
