@@ -82,8 +82,9 @@ async def move_ranks(stage: Stage, rng: random.Random) -> bool:
     order = homes[:]
     rng.shuffle(order)
     stage.ledger.fault("move ranks", " ".join(n.name for n in order))
-    first, homes[:] = homes[0], order
-    await stage.launcher.kill_trainer(first)
+    async with stage.launcher.held():
+        first, homes[:] = homes[0], order
+        await stage.launcher.kill_trainer(first)
     return True
 
 
@@ -143,22 +144,25 @@ async def lose_node(stage: Stage, rng: random.Random) -> bool:
     stage.ledger.counts["memories lost"] += count
     stage.lose(count)
     with _moved(stage, victims):
-        for node in victims:
-            await stage.launcher.kill_trainer(node)
-        await asyncio.gather(*(node.lose() for node in victims))
-        if not renamed:
-            await asyncio.sleep(away_s)
-            for node in victims:
-                node.start()
-            return True
-        for node in victims:
-            new = stage.nodes.add()
-            _take_place(stage, node, new)
-            await stage.nodes.remove(node)
+        async with stage.launcher.held():
+            await _lose(stage, victims)
+            replacements = [stage.nodes.add() for _ in victims] if renamed else victims
+            for old, new in zip(victims, replacements, strict=True):
+                _take_place(stage, old, new)
+                if renamed:
+                    await stage.nodes.remove(old)
         await asyncio.sleep(away_s)
-        for node in stage.launcher.homes:
+        for node in replacements:
             node.start()
     return True
+
+
+async def _lose(stage: Stage, victims: list[Node]) -> None:
+    for node in victims:
+        node.kill()
+    for node in victims:
+        await stage.launcher.kill_trainer(node)
+        await node.lose()
 
 
 async def exile(stage: Stage, rng: random.Random) -> bool:
@@ -174,11 +178,12 @@ async def exile(stage: Stage, rng: random.Random) -> bool:
     cut, ways = Trouble(cut=True), _ways(stage, old, both=True)
     with _moved(stage, [old]):
         with _troubled(stage, ways, cut):
-            await stage.launcher.kill_trainer(old)
-            new = stage.nodes.add()
-            ways += [(new.host.number, old.host.number), (old.host.number, new.host.number)]
-            stage.network.trouble(ways[-2:], cut)
-            _take_place(stage, old, new)
+            async with stage.launcher.held():
+                await stage.launcher.kill_trainer(old)
+                new = stage.nodes.add()
+                ways += [(new.host.number, old.host.number), (old.host.number, new.host.number)]
+                stage.network.trouble(ways[-2:], cut)
+                _take_place(stage, old, new)
             new.start()
             await stage.launcher.protected_after(stage.lost_at, _REPLACED_WITHIN_S)
         if rng.random() < 0.5:
@@ -205,9 +210,8 @@ async def lose_too_many(stage: Stage, rng: random.Random) -> bool:
     stage.ledger.beyond = True
     stage.lose(stage.parity)
     with _moved(stage, victims):
-        for node in victims:
-            await stage.launcher.kill_trainer(node)
-        await asyncio.gather(*(node.lose() for node in victims))
+        async with stage.launcher.held():
+            await _lose(stage, victims)
         for node in victims:
             node.start()
     return True

@@ -8,6 +8,7 @@ import json
 import os
 import random
 import signal
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -79,6 +80,9 @@ class Launcher:
         self._news = asyncio.Condition()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_go_s = 0.0
+        self._holds = 0
+        self._may_begin = asyncio.Event()
+        self._may_begin.set()
 
     # -- life
 
@@ -99,10 +103,13 @@ class Launcher:
                 await asyncio.sleep(_PAUSE_AFTER_ERROR_S)
 
     async def _begin(self) -> Life:
-        for node in self.homes:
-            # Else a trainer waits for it by itself.
-            if not (node.run_dir / FRONT_SOCKET).exists():
-                await node.up()
+        # Where there is a socket, a trainer waits by itself for whoever will answer there.
+        while True:
+            await self._may_begin.wait()
+            late = [n for n in self.homes if not (n.run_dir / FRONT_SOCKET).exists()]
+            if not late:
+                break
+            await late[0].up()
         trainers = [Trainer(rank, node) for rank, node in enumerate(self.homes)]
         life = Life(self._lives, self.on_lost, trainers)
         self._lives += 1
@@ -180,6 +187,20 @@ class Launcher:
         """The trainer that runs on a node, or is just being ended there."""
         trainers = self.life.trainers if self.life else []
         return next((t for t in trainers if t.node is node and t.pid), None)
+
+    @contextlib.asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """No trainer is started meanwhile; those of the present life are all known."""
+        self._holds += 1
+        self._may_begin.clear()
+        try:
+            if self.life is not None:
+                await self.life.forked.wait()
+            yield
+        finally:
+            self._holds -= 1
+            if self._holds == 0:
+                self._may_begin.set()
 
     async def kill_trainer(self, node: Node) -> None:
         trainer = self.trainer_of(node)

@@ -130,6 +130,7 @@ class Node:
     def kill(self) -> None:
         """SIGKILL of supervisor and SMPs; nothing comes until `start`."""
         self._wanted.clear()
+        self.ready.clear()
         self._expect_kill()
         pids = self.smp_pids()
         for pid in (self.pid, *pids):
@@ -168,6 +169,7 @@ class Node:
         """Nothing of it is left; its daemon does not run any more."""
         self._keeper.cancel()
         await asyncio.gather(self._keeper, return_exceptions=True)
+        self.ready.set()  # whoever waits for it looks for another one
         self._notify.close()
         self.unfill()
         sandbox.unmount(self.memory)

@@ -199,10 +199,11 @@ class Reaper:
             if pid == 0:
                 return
             code = os.waitstatus_to_exitcode(status)
-            if pid in self._ends:
-                self._ends.pop(pid).set_result(code)
-            else:
+            waiting = self._ends.pop(pid, None)
+            if waiting is None:
                 self._early[pid] = code
+            elif not waiting.cancelled():
+                waiting.set_result(code)
 
 
 async def ended(pid: int) -> None:
