@@ -22,6 +22,7 @@ from tests.integration.soak.trainer import Reference
 JOB = "soak"
 _PAUSE_AFTER_ERROR_S = 1.0
 _CLOSE_S = 10.0
+_SAY_S = 3.0
 
 Message = dict[str, Any]
 
@@ -128,9 +129,10 @@ class Launcher:
     async def _end(self, life: Life) -> None:
         """As torchrun does: when one is gone, the others are ended."""
         gone = asyncio.gather(*(sandbox.ended(t.pid) for t in life.trainers))
-        if self.ended:
+        if self.ended or life.errors:
+            # They end by themselves, and what they have to say is wanted.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(gone), _CLOSE_S)
+                await asyncio.wait_for(asyncio.shield(gone), _CLOSE_S if self.ended else _SAY_S)
         gentle = self._rng.random() < 0.5
         for trainer in life.trainers:
             with contextlib.suppress(ProcessLookupError):
@@ -147,8 +149,9 @@ class Launcher:
         loaded = [t.rank for t in life.trainers if t.resumed]
         if lost and loaded:
             self._ledger.fail(f"life {life.number}: {lost} were told of a loss, {loaded} resumed")
-        if len(lost) == self.world:
-            self._ledger.counts["losses beyond parity told to all ranks"] += 1
+        if lost:
+            all_of_them = "all" if len(lost) == self.world else "some"
+            self._ledger.counts[f"losses beyond parity, told to {all_of_them} ranks"] += 1
             self.on_lost = "fresh"
 
     async def stop(self) -> None:

@@ -17,7 +17,13 @@ CLEAR = {"NoDaemon", "ProtectionTimeout"}
 CLEAR_CODES = {"no-room", "duplicate-rank", "busy"}
 
 #: What no log may hold.
-_NEVER = ("Traceback", "never retrieved", "Fatal Python error", "Segmentation fault")
+_NEVER = (
+    "Traceback",
+    "never retrieved",
+    "was destroyed but",
+    "Fatal Python error",
+    "Segmentation fault",
+)
 
 
 @dataclass
