@@ -28,7 +28,8 @@ ROUND_S = 60.0
 BETWEEN_S = (2.0, 8.0)  # two faults; they may last longer
 SAMPLE_S = 5.0
 #: From the end of all faults until a new step is committed and told to every rank.
-RECOVERY_S = 90.0
+RECOVERY_S = 120.0
+LOSS_RECOVERY_S = 240.0  # a refusal to all ranks, another start, a fresh one
 TOO_MANY_EVERY = 4  # rounds
 
 
@@ -116,7 +117,7 @@ class Run:
         await self._well(f"after round {number}")
         if number % TOO_MANY_EVERY == 0:
             await self._done({loop.create_task(faults.lose_too_many(self.stage, self._rng))})
-            await self._well(f"after too many losses in round {number}")
+            await self._well(f"after too many losses in round {number}", LOSS_RECOVERY_S)
         self.watch.look_at_memory(self.launcher.homes)
         self.ledger.read_logs(self.logs)
         if self._over.is_set():
@@ -149,17 +150,17 @@ class Run:
             await asyncio.wait_for(self._over.wait(), for_s)
             raise Over
 
-    async def _well(self, when: str) -> None:
+    async def _well(self, when: str, bound_s: float = RECOVERY_S) -> None:
         """Nothing disturbs now: soon a new step is protected, and every rank knows it."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        waiting = loop.create_task(self.launcher.protected_after(self.launcher.begun, RECOVERY_S))
+        waiting = loop.create_task(self.launcher.protected_after(self.launcher.begun, bound_s))
         await self._done({waiting})
         took_s = loop.time() - began_s
         if not waiting.result():
-            self.ledger.fail(f"{when}: nothing is committed within {RECOVERY_S} s without faults")
+            self.ledger.fail(f"{when}: nothing is committed within {bound_s} s without faults")
         self.ledger.note(f"well {when}, within {took_s:.1f} s")
-        self.ledger.blocked("recovery without faults", took_s, when, RECOVERY_S)
+        self.ledger.blocked("recovery without faults", took_s, when, bound_s + 1)
         if self._over.is_set():
             raise Over
 
