@@ -14,11 +14,12 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test check proto proto-check clean
+.PHONY: help venv demo test chaos check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
+	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -38,6 +39,15 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+# With MINUTES: the soak. Without: every crash point.
+chaos: venv
+ifdef MINUTES
+	$(BIN)/python -m tests.integration.soak --minutes $(MINUTES) --json chaos.json \
+	    $(if $(SEED),--seed $(SEED))
+else
+	$(error make chaos needs MINUTES=n)  # MERGE: the crash-point enumeration goes here
+endif
 
 check: venv proto-check
 	$(BIN)/ruff format --check .

@@ -74,6 +74,7 @@ class Transfers:
         writers: dict[int, BlockWriter] = {}
         own: Segment | None = None
         with ExitStack() as cleanup:
+            unsealed = cleanup.enter_context(ExitStack())
             for source in layout.sources:
                 held = task.members[source.position]
                 extent = block_extent(held.image_bytes, group.data, source.block)
@@ -83,7 +84,7 @@ class Transfers:
                 holder = group.members[layout.holders[row]].home
                 if holder == self._home:
                     own = await self._vault.begin_parity(task.job, version, place, shard_bytes)
-                    cleanup.callback(self._vault.give_back, own)
+                    unsealed.callback(self._vault.give_back, own)
                     continue
                 writers[row] = self._client.store(
                     _address(peers, holder),
@@ -101,6 +102,8 @@ class Transfers:
             if own is not None:
                 await self._vault.seal_parity(own, records, length)
                 point("smp.encode.kept")
+                # From here on the vault may free it, and another task fill it.
+                unsealed.pop_all()
             await asyncio.gather(
                 *(
                     writer.finish(

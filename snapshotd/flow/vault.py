@@ -46,6 +46,7 @@ class Vault:
         self._doomed: list[Segment] = []
         self._condemned: dict[Segment, str] = {}  # damaged, and still being read: why
         self._arriving: set[Key] = set()
+        self._unentered: set[Segment] = set()  # being filled; neither in the books nor free
         self._sent_bytes = 0
         self._received_bytes = 0
         self.copied_bytes = 0
@@ -78,8 +79,11 @@ class Vault:
                 f"this daemon to {self._cluster_id!r}"
             )
         holding = describe(segment)
+        self._unentered.discard(segment)
         if self._key(holding) in self._sealed:
-            segment.free()  # the same bytes twice: a daemon died between storing and freeing
+            # The same bytes twice: a daemon died between storing and freeing, or two tasks have
+            # brought them here at once.
+            segment.free()
             return
         self._sealed[self._key(holding)] = segment
         self._machine.keep(holding)
@@ -148,6 +152,7 @@ class Vault:
                     self._arena.claim, kind, image_bytes, record_bytes
                 )
                 begin(segment)
+                self._unentered.add(segment)
                 return segment
 
         task = asyncio.get_running_loop().create_task(act())
@@ -194,8 +199,9 @@ class Vault:
         self.replace(segment)
 
     def give_back(self, segment: Segment) -> None:
-        """A buffer that was begun: free it, unless it was sealed and entered."""
-        if segment not in self._sealed.values():
+        """A buffer that was begun: free it, unless it was entered since."""
+        if segment in self._unentered:
+            self._unentered.remove(segment)
             segment.free()
 
     # -- letting go

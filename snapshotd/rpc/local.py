@@ -65,20 +65,21 @@ class LocalService(node_pb2_grpc.LocalServicer):
     ) -> AsyncIterator[pb.Orders]:
         outbox = Mailbox()
         reading = asyncio.create_task(self._read(requests, outbox))
+        taking = asyncio.create_task(outbox.take())
         try:
             while not reading.done():
-                taking = asyncio.create_task(outbox.take())
                 await asyncio.wait({taking, reading}, return_when=asyncio.FIRST_COMPLETED)
                 if taking.done():
                     orders = taking.result()
                     assert isinstance(orders, pb.Orders)
                     yield orders
-                taking.cancel()
+                    taking = asyncio.create_task(outbox.take())
             await reading
         except SnapshotdError as error:
             await context.abort(*status_of(error))
         finally:
             reading.cancel()
+            taking.cancel()
 
     async def _read(self, requests: AsyncIterator[pb.SlotFacts], outbox: Mailbox) -> None:
         slot: int | None = None

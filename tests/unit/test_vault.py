@@ -1,0 +1,134 @@
+"""The vault's books: what was begun goes back exactly once, whatever happened in between."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from snapshotd.coding.codec import ZfecCodec
+from snapshotd.core.instructions import Encode
+from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.transfer import Transfers
+from snapshotd.flow.vault import Vault, describe
+from snapshotd.memory.arena import Arena
+from snapshotd.memory.budget import Budget
+from snapshotd.memory.segment import Segment
+from snapshotd.memory.states import State
+from snapshotd.metadata import DataHolding, Group, Home, Member, ParityPlace, SlotFacts, Version
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+IMAGE_BYTES = 5000
+VERSION = Version(epoch=1, step=5)
+
+
+@contextmanager
+def opened(shm_path: Path) -> Iterator[Vault]:
+    arena = Arena(shm_path / "slot-0", Budget(shm_path, 64 << 20))
+    arena.open()
+    try:
+        yield Vault(arena, SlotMachine(Home("n0", 0), 2), "cluster", 2)
+    finally:
+        arena.close()
+
+
+async def sealed(vault: Vault, version: Version = VERSION) -> Segment:
+    segment = await vault.begin_data("job", 0, version, IMAGE_BYTES)
+    await vault.seal_data(segment, 2, IMAGE_BYTES, 0)
+    return segment
+
+
+def test_a_shard_that_was_brought_here_twice_at_once_is_kept_once(shm_path: Path) -> None:
+    """A restore and a repair may both fetch the shard that a slot lacks."""
+
+    async def both(vault: Vault) -> None:
+        first, second = await sealed(vault), await sealed(vault)
+        for segment in (first, second):
+            vault.enter(segment)
+            vault.give_back(segment)
+        assert (first.state, second.state) == (State.SEALED, State.FREE)
+        assert vault.segment("job", VERSION, 0) is first
+
+    with opened(shm_path) as vault:
+        asyncio.run(both(vault))
+
+
+def test_what_was_freed_meanwhile_is_not_freed_again(shm_path: Path) -> None:
+    async def superseded(vault: Vault) -> None:
+        segment = await sealed(vault)
+        vault.enter(segment)
+        vault.free(describe(segment))
+        vault.give_back(segment)
+        assert segment.state is State.FREE
+
+    with opened(shm_path) as vault:
+        asyncio.run(superseded(vault))
+
+
+class Peer:
+    """Stands for the other nodes: serves zeros, and looks at the vault when it has stored a row."""
+
+    def __init__(
+        self, records: dict[int, seg.SealRecord], on_stored: Callable[[], Awaitable[None]]
+    ):
+        self._records = records
+        self._on_stored = on_stored
+
+    def read(self, address: str, job: str, version: Version, shard: int, *extent: int) -> Peer:
+        return Peer({0: self._records[shard]}, self._on_stored)
+
+    async def record(self, *of: object) -> seg.SealRecord:
+        return self._records[of[-1] if of else 0]
+
+    async def chunk(self) -> memoryview:
+        return memoryview(bytes(IMAGE_BYTES))
+
+    def store(self, address: str, **opening: object) -> Peer:
+        return self
+
+    async def send(self, block: bytes) -> None:
+        pass
+
+    async def finish(self, record: seg.ParityRecord) -> None:
+        await self._on_stored()
+
+    def cancel(self) -> None:
+        pass
+
+
+def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
+    shm_path: Path,
+) -> None:
+    """While a slow holder stores its row, the version is superseded and the segment used anew."""
+    homes = [Home(f"n{i}", 0) for i in range(3)]
+    group = Group(tuple(Member(i, home) for i, home in enumerate(homes)), parity=2)
+    reused: list[Segment] = []
+
+    async def code(vault: Vault) -> None:
+        records = {}
+        for shard in range(3):
+            segment = await vault.begin_data("job", shard, VERSION, IMAGE_BYTES)
+            await vault.seal_data(segment, 3, IMAGE_BYTES, 0)
+            records[shard] = segment.record
+            vault.enter(segment)
+
+        async def supersede() -> None:
+            place = ParityPlace(group.shards, group.parity, 0, 0)
+            own = vault.segment("job", VERSION, place)
+            vault.free(describe(own))
+            sizes = [IMAGE_BYTES] * 3
+            reused.append(await vault.begin_parity("job", Version(1, 6), place, sizes))
+            assert reused == [own]
+
+        members = tuple(
+            DataHolding("job", i, VERSION, IMAGE_BYTES, records[i].content_digest) for i in range(3)
+        )
+        task = Encode("job", 1, VERSION, group, 0, (0, 1), members)
+        peers = {home: SlotFacts(0, "peer:1") for home in homes}
+        peer = Peer(records, supersede)
+        await Transfers(homes[0], vault, peer, ZfecCodec()).encode(task, peers)
+        assert [s.state for s in reused] == [State.WRITING]
+
+    with opened(shm_path) as vault:
+        asyncio.run(code(vault))
