@@ -28,7 +28,7 @@ from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.preflight import check_room, measure_room, snapshot_need
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_client import BlocksClient
@@ -119,7 +119,9 @@ async def run(settings: SmpSettings) -> None:
         )
         check_room(need, measure_room(settings.shm_dir, budget))
 
-    smp.desk = TrainerDesk(smp, socket, settings.cluster_id, preflight, lambda: trainer_alive(lock))
+    smp.desk = TrainerDesk(
+        smp, socket, settings.cluster_id, preflight, lambda: trainer_holding(lock)
+    )
     socket.bind()
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)

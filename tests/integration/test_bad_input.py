@@ -140,7 +140,7 @@ def test_attaching_with_facts_that_cannot_be(
 def rogue(node: Node) -> Iterator[wires.Trainer]:
     """A trainer of its own job that holds its lock and is attached, on slot 1."""
     path = slot_1(node)
-    lock = TrainerLock(node.run_dir, 1)
+    lock = TrainerLock(node.run_dir, 1, "rogue")
     # The lock is this process's, as the steady job's are, so it is free here.
     lock.acquire()
     with wires.trainer(path, "rogue") as line:
@@ -176,7 +176,7 @@ def lone(steady: Steady) -> Iterator[Node]:
 def attached(lone: Node) -> Iterator[wires.Trainer]:
     """A trainer that is attached to it, and whose restore() was answered."""
     path = slot_1(lone)
-    lock = TrainerLock(lone.run_dir, 1)
+    lock = TrainerLock(lone.run_dir, 1, "one")
     lock.acquire()
     with wires.trainer(path, "one") as line:
         line.ask(attach=tp.Attach(job="mine", run_id="r", shard=0, world=1))
