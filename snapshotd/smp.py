@@ -28,7 +28,7 @@ from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_client import BlocksClient
@@ -115,7 +115,7 @@ async def run(settings: SmpSettings) -> None:
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
 
     smp.desk = TrainerDesk(
-        smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_alive(lock)
+        smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_holding(lock)
     )
     socket.bind()
     point("smp.start.bound")

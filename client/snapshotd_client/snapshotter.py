@@ -105,11 +105,12 @@ class Snapshotter:
         self._regained: int | None = None  # first step handed over after a trouble
         self._closed = False
         self._required = required
-        self._lock = TrainerLock(self._who.run_dir, self._who.local_rank)
+        incarnation = uuid.uuid4().hex
+        self._lock = TrainerLock(self._who.run_dir, self._who.local_rank, incarnation)
         self._channel = Channel(
             self._who.run_dir,
             self._who.local_rank,
-            uuid.uuid4().hex,
+            incarnation,
             self._attach,
             self._on_progress,
         )

@@ -45,14 +45,14 @@ class TrainerDesk:
         socket: TrainerSocket,
         cluster_id: str,
         preflight: Preflight,
-        trainer_alive: Callable[[], bool],
+        lock_holder: Callable[[], str | None],
     ) -> None:
         self._smp = smp
         self._machine = smp.machine
         self._socket = socket
         self._cluster_id = cluster_id
         self._preflight = preflight
-        self._trainer_alive = trainer_alive
+        self._lock_holder = lock_holder
         self._identity = b""
         self._open: dict[str, int] = {}  # kind of question -> its request number
         self._reported: pb.Progress | None = None
@@ -102,12 +102,7 @@ class TrainerDesk:
 
     def _attach(self, identity: bytes, message: pb.ToDaemon) -> None:
         facts = trainer_facts(message)
-        if not self._trainer_alive():
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER,
-                "the trainer does not hold its lock in the run directory",
-                "Attach with snapshotd_client of this version",
-            )
+        self._check_lock(facts.incarnation)
         if message.attach.predicted_image_bytes:
             self._preflight(message.attach.predicted_image_bytes)
         self._smp.give_back_filling()
@@ -118,6 +113,23 @@ class TrainerDesk:
         self._open.clear()
         self._reported = None
         self._smp.wake()
+
+    def _check_lock(self, incarnation: str) -> None:
+        """A slot is its who holds the slot's lock, and has said in it who he is."""
+        holder = self._lock_holder()
+        if holder is None:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                "the trainer does not hold its lock in the run directory",
+                "Attach with snapshotd_client of this version",
+            )
+        if holder != incarnation:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"the lock of slot {self._machine.home.slot} is held by another trainer",
+                "Give each trainer of the node its own LOCAL_RANK, and use snapshotd_client of "
+                "this version",
+            )
 
     def _claim(self, message: pb.ToDaemon) -> None:
         claim = message.claim

@@ -32,7 +32,7 @@ from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
-from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
@@ -103,7 +103,8 @@ class Smp:
 
     def check_trainer(self) -> None:
         """Let go of a trainer whose process is gone: the kernel has released its lock."""
-        if self.machine.trainer is not None and not trainer_alive(self._trainer_lock):
+        trainer = self.machine.trainer
+        if trainer is not None and trainer_holding(self._trainer_lock) != trainer.incarnation:
             log.info("the trainer of slot %d is gone", self.machine.home.slot)
             self.forget_trainer()
 
