@@ -72,6 +72,7 @@ class Membership:
         self._seeds = frozenset(seeds)
         self._peers = {n: _Peer(a) for n, a in seeds.items() if n != node}
         self._refused: dict[str, str] = {}
+        self._live: tuple[float, dict[str, NodeFacts]] | None = None  # as of then
 
     def hear(self, facts: NodeFacts, now_s: float) -> Refusal | None:
         """Take in the facts of another node; a refusal says why they were not taken."""
@@ -87,6 +88,7 @@ class Membership:
             peer.facts = facts
             peer.address = facts.address
             peer.heard_at_s = now_s
+            self._live = None
         self.meet(facts.members, now_s)
         return None
 
@@ -103,6 +105,7 @@ class Membership:
             last_s = max(peer.heard_at_s, peer.met_at_s)
             if node not in self._seeds and now_s - last_s > patience_s:
                 del self._peers[node]
+                self._live = None
 
     def note_refusal(self, address: str, reason: str) -> None:
         """The node at `address` does not take our facts, or we not its."""
@@ -111,13 +114,16 @@ class Membership:
         while len(self._refused) > MAX_REFUSED:
             self._refused.pop(next(iter(self._refused)))
 
-    def live(self, now_s: float) -> dict[str, NodeFacts]:
-        """Facts of all nodes that are not dead, this one not among them."""
-        return {
-            node: peer.facts
-            for node, peer in self._peers.items()
-            if peer.facts is not None and now_s - peer.heard_at_s < self._dead_s
-        }
+    def live(self, now_s: float) -> Mapping[str, NodeFacts]:
+        """Facts of all nodes that are not dead, this one not among them; not to be changed."""
+        if self._live is None or self._live[0] != now_s:
+            live = {
+                node: peer.facts
+                for node, peer in self._peers.items()
+                if peer.facts is not None and now_s - peer.heard_at_s < self._dead_s
+            }
+            self._live = (now_s, live)
+        return self._live[1]
 
     def silence_s(self, node: str, now_s: float) -> float:
         """How long nothing was heard of a node, at most as long as this one listens."""

@@ -1,4 +1,4 @@
-"""Virtual time and the one source of chance: a queue of things to happen, in order."""
+"""Virtual time: a queue of things to happen, in order; and delays drawn by chance."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from collections.abc import Callable
 
 
 class Clock:
-    """What happens when. Two runs of one seed are the same run."""
+    """What happens when. Two runs of one seed and one list of faults are the same run."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         self.now_s = 0.0
-        self.random = random.Random(seed)
         self._queue: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -20,13 +19,15 @@ class Clock:
         self._count += 1
         heapq.heappush(self._queue, (self.now_s + delay_s, self._count, happen))
 
-    def about(self, mean_s: float) -> float:
-        """A delay around `mean_s`, now and then much longer."""
-        tail = 5.0 if self.random.random() < 0.05 else 1.0
-        return mean_s * self.random.uniform(0.2, 1.8) * tail
-
     def run_until(self, end_s: float) -> None:
-        while self._queue and self._queue[0][0] <= end_s:
-            self.now_s, _, happen = heapq.heappop(self._queue)
+        queue = self._queue
+        while queue and queue[0][0] <= end_s:
+            self.now_s, _, happen = heapq.heappop(queue)
             happen()
         self.now_s = end_s
+
+
+def about(chance: random.Random, mean_s: float) -> float:
+    """A delay around `mean_s`, now and then much longer."""
+    delay_s = mean_s * (0.2 + 1.6 * chance.random())
+    return delay_s * 5.0 if chance.random() < 0.05 else delay_s

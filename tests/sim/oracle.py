@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from snapshotd.core.protection import data_at, parity_at, parity_homes
-from snapshotd.core.recovery import Missing, candidates, survey
 from snapshotd.metadata import (
     DataHolding,
     Decision,
-    Group,
+    DecisionId,
     Home,
     JobFacts,
-    ParityHolding,
-    SlotFacts,
+    NodeFacts,
+    TrainerFacts,
     Version,
 )
 
+from .memory import Block, Holding, Key, digest, key_of
+from .promise import Promise
 from .trainer import JOB, Trainer
+from .violation import Violation, must
 
 if TYPE_CHECKING:
     from .cluster import Cluster
+    from .node import Node
+    from .slot import Slot
+
+#: What a node did or heard this long ago, every other has heard of, where nothing troubles them.
+HEARD_S = 1.2
+_PointKey = tuple[int, int, Version]
 
 
 class Oracle:
@@ -29,135 +38,264 @@ class Oracle:
     def __init__(self, cluster: Cluster) -> None:
         self._cluster = cluster
         self._truth: dict[tuple[int, Version], bytes] = {}
+        self._digests: dict[tuple[int, Version], bytes] = {}
+        self._had: dict[Home, set[Key]] = defaultdict(set)
         self._answers: dict[tuple[str, ...], Decision] = {}
+        self._lineages: dict[int, Decision] = {}
+        self._decisions: dict[DecisionId, Decision] = {}
         self._points: dict[str, JobFacts] = {}  # node -> what it said last
+        self._heard: dict[tuple[str, int, str], tuple[str, int]] = {}
+        self._seen: set[_PointKey] = set()
+        self._begun: set[int] = {0}
         self.point: JobFacts | None = None  # newest restore point anybody knows
-        self._groups: tuple[Group, ...] = ()  # that protect it
-        self._lost: set[Home] = set()  # memories lost since it was committed
-        self._ever_lost: set[Home] = set()
-        self._seen: set[tuple[int, int, Version]] = set()
-        self.commits = 0
-        self.restores = 0
-        self.refusals = 0
+        self.promise: Promise | None = None
+        self._promised_s = 0.0
+        self.commits = self.restores = self.refusals = self.fallbacks = self.fresh = 0
 
-    # -- told by the simulation
+    # -- told by the simulation: the trainers' bytes
 
     def wrote(self, shard: int, version: Version, image: bytes) -> None:
         before = self._truth.setdefault((shard, version), image)
-        assert before == image, f"{version} of shard {shard} names two different states"
+        must(before == image, "a version names one state", f"{version} of shard {shard}")
+        self._digests[shard, version] = digest(image)
 
     def restored(self, shard: int, version: Version, image: bytes) -> None:
-        assert self._truth[shard, version] == image, f"shard {shard} of {version} came back wrong"
+        right = self._truth.get((shard, version)) == image
+        must(right, "restored bytes are the trainer's", f"shard {shard} of {version}")
         self.restores += 1
 
     def answered(self, trainer: Trainer, decision: Decision) -> None:
-        """All ranks of one set of incarnations get the same decision."""
+        """All ranks of one set of incarnations get the same decision, each once."""
+        rank = f"rank {trainer.shard} of {decision.id}"
+        mine = decision.incarnations[trainer.shard] == trainer.incarnation
+        must(mine, "an answer is for the one who asked", rank)
+        must(trainer.decision is None and not trainer.refused, "one answer a trainer", rank)
         first = self._answers.setdefault(decision.incarnations, decision)
-        assert first == decision, f"two answers for one set of trainers: {first} and {decision}"
+        must(first == decision, "one answer a start", f"{first.id} and {decision.id}")
         if decision.refusal:
             self.refusals += 1
-            assert not self._owed(), f"refused though it is restorable: {decision.refusal}"
-        elif self._owed() and decision.restore is None:
-            raise AssertionError(f"a fresh start over {self.point}")
+            return
+        first = self._lineages.setdefault(decision.id.epoch, decision)
+        must(first == decision, "one answer an epoch", f"{first.id} and {decision.id}")
+        for group in decision.groups:
+            for member in group.members if decision.restore else ():
+                key: Key = (JOB, decision.restore or Version(0, 0), member.shard)
+                staged = key in self._had[member.home]
+                must(staged, "an answer comes when all have staged", f"{rank}: {member.home}")
 
-    def memory_lost(self, home: Home) -> None:
-        """Not by anyone's decision: a machine is gone."""
-        self._lost.add(home)
-        self._ever_lost.add(home)
-        self._check_restorable(f"{home} lost its memory")
+    def attached(self, slot: Slot, trainer: TrainerFacts) -> None:
+        assert slot.machine is not None, "it was attached to"
+        job = slot.machine.orders.job(JOB)
+        over = job and trainer.decision and trainer.decision.epoch < job.lineage
+        must(not over, "an older epoch never counts", f"a trainer of {trainer.decision} attached")
 
-    def memory_shrank(self, why: str) -> None:
-        self._check_restorable(why)
+    def requested(self, home: Home, owner: str, incarnation: str) -> None:
+        must(owner == incarnation, "a dead trainer is not heard", f"{incarnation} at {home}")
+
+    # -- told by the simulation: memories
+
+    def kept(self, home: Home, holding: Holding) -> None:
+        self._had[home].add(key_of(holding))
+        promise = self.promise
+        if promise is not None and home in promise.lost:
+            memory = self._cluster.memories().get(home, {})
+            if all(k in memory and _sound(memory[k]) for k in promise.parts.get(home, ())):
+                promise.lost.discard(home)
+
+    def served(self, home: Home, block: Block) -> None:
+        held = block.holding
+        right = _sound(block)
+        if isinstance(held, DataHolding):
+            right = right and self._truth.get((held.shard, held.version)) == block.image
+        must(right, "no wrong byte is served", f"{key_of(held)} at {home}")
+
+    def stored(self, home: Home, epoch: int, holding: Holding) -> None:
+        slot = self._cluster.slot(home)
+        job = slot.machine.orders.job(JOB) if slot and slot.machine else None
+        over = job is not None and epoch < job.lineage
+        must(not over, "an older epoch never counts", f"{holding.version} stored at {home}")
+
+    def freed(self, home: Home, holding: Holding, reason: str) -> None:
+        promise = self.promise
+        if promise is None or home in promise.lost:
+            return
+        if key_of(holding) in promise.parts.get(home, ()):
+            self._check("what is owed is not freed", f"{home} freed {key_of(holding)}: {reason}")
+
+    def memory_lost(self, homes: Iterable[Home]) -> None:
+        """Not by anyone's decision: a machine is gone, or a block damaged."""
+        promise = self.promise
+        lost = [h for h in homes if promise is not None and h in promise.parts]
+        if promise is not None and lost:
+            promise.lost.update(lost)
+            self._check("what was lost is bearable", f"{lost[0]} lost its memory")
+
+    def part_lost(self, home: Home, key: Key) -> None:
+        """A bit was flipped."""
+        if self.promise is not None and key in self.promise.parts.get(home, ()):
+            self.memory_lost([home])
 
     def forgotten(self) -> None:
         """The operator chose to begin anew."""
-        self.point, self._groups = None, ()
+        self.point, self.promise = None, None
+
+    # -- told by the simulation: conclusions
+
+    def heard(self, node: Node, facts: NodeFacts) -> None:
+        """An older message of a node never replaces a newer one."""
+        assert node.board is not None, "it heard"
+        taken = node.board.membership.live(self._cluster.clock.now_s).get(facts.node)
+        if taken is None:
+            return
+        key = (node.name, node.boots, facts.node)
+        now = (taken.boot, taken.sequence)
+        must(now >= self._heard.get(key, now), "facts grow newer", f"{now} of {facts.node}")
+        self._heard[key] = now
+        if facts.boot < taken.boot:
+            self._cluster.seen["late facts of a dead process"] += 1
 
     def restarted(self, node: str) -> None:
         """A node without its records may know less than it did."""
         self._points.pop(node, None)
 
-    def concluded(self, node: str, jobs: tuple[JobFacts, ...]) -> None:
+    def concluded(self, node: Node, jobs: tuple[JobFacts, ...]) -> None:
         job = next((j for j in jobs if j.job == JOB), None)
-        if job is None or job == self._points.get(node):
+        before = self._points.get(node.name)
+        if job is None or job is before or job == before:
             return
-        self._check_forward(node, self._points.get(node), job)
-        self._points[node] = job
+        if before is not None:
+            _check_forward(node.name, before, job)
+        self._points[node.name] = job
+        if job.decision is not None and job.decision.id not in self._decisions:
+            self._decided(node, job.decision)
         if self.point is None or _key(job) > _key(self.point):
             self._take(job)
 
-    # -- the laws
-
-    def _check_forward(self, node: str, before: JobFacts | None, now: JobFacts) -> None:
-        if before is None:
+    def _decided(self, node: Node, decision: Decision) -> None:
+        """Judged once, when the node that states it knows it and nobody else."""
+        self._decisions[decision.id] = decision
+        text = f"{decision.id} by {node.name}"
+        for slot in node.slots:
+            newest = max((k[1].epoch for k in slot.memory), default=0)
+            must(newest < decision.id.epoch, "an epoch is newer than all that is held", text)
+        if decision.restore is not None:
+            known = all((s, decision.restore) in self._truth for s in range(decision.world))
+            must(known, "only what every rank wrote is restored", f"{text}: {decision.restore}")
+        promise, now_s = self.promise, self._cluster.clock.now_s
+        if promise is None or decision.world != promise.point.world:
             return
-        assert now.epoch >= before.epoch, f"{node}: the epoch went back"
-        assert now.lineage >= before.lineage, f"{node}: the lineage went back"
-        if now.lineage == before.lineage:
-            assert _version(now) >= _version(before), f"{node}: the watermark went back"
+        if now_s - self._promised_s < HEARD_S or not promise.owed(self._cluster.away(node)):
+            return
+        law = "nobody goes back further than he must"
+        must(not decision.refusal, law, f"{text} refuses {promise.version}: {decision.refusal}")
+        enough = decision.restore is not None and decision.restore >= promise.version
+        must(enough, law, f"{text}: {decision.restore}, owed {promise.version}")
 
     def _take(self, job: JobFacts) -> None:
         """A restore point nobody knew before."""
-        older, self.point = self.point, job
+        self.point = job
         known_before = _key(job) in self._seen
         self._seen.add(_key(job))
-        if job.committed is None or known_before:  # told again after the operator gave it up
-            self._groups = ()
+        decision = self._decision_of(job)
+        if job.committed is None:
+            self.fresh += int(job.lineage not in self._begun)
+            self._begun.add(job.lineage)
+        if job.committed is None or known_before or decision is None:
+            self.promise = None  # begun anew, or told again after the operator gave it up
         elif job.committed_in == job.lineage:
-            assert job.decision is not None, "committed without groups"
-            self.commits += 1
-            self._groups = job.decision.groups
-            self._lost = {h for g in self._groups for h in self._absent(g, job.committed)}
-            never_there = self._lost - self._ever_lost
-            assert not never_there, f"{job.committed} was committed without {never_there}"
-        elif older is not None and job.committed < _version(older):
-            self._groups = ()  # gone back: nothing is promised until it is protected again
-        self._check_restorable(f"{job.committed} was committed")
+            self._commit(job, job.committed, decision)
+        elif self.promise is not None and job.committed >= self.promise.version:
+            self.promise.point = job  # until the new groups protect it, the old ones must
+        else:
+            self.fallbacks += int(self.promise is not None)
+            self._promise(job, job.committed, decision, bearable=0)
 
-    def _absent(self, group: Group, version: Version) -> set[Home]:
-        """Members that do not hold all their part of a version."""
-        slots = self.slots()
-        found = {m.home for m in group.members if not data_at(slots, m.home, JOB, m.shard, version)}
-        rows = parity_homes(group)
-        return found | {h for p, h in rows if not parity_at(slots, h, JOB, version, p)}
+    def _decision_of(self, job: JobFacts) -> Decision | None:
+        """The decision that its lineage began with; a newer one may be pending already."""
+        if job.decision is not None and job.decision.id.epoch == job.lineage:
+            return job.decision
+        same = [d for d in self._decisions.values() if d.id.epoch == job.lineage]
+        return same[0] if len(same) == 1 else self._lineages.get(job.lineage)
 
-    def _owed(self) -> bool:
-        """Whether a common restorable version is promised now."""
-        homes = [{m.home for m in g.members} for g in self._groups]
-        pairs = zip(self._groups, homes, strict=True)
-        return bool(self._groups) and all(len(h & self._lost) <= g.parity for g, h in pairs)
+    def _commit(self, job: JobFacts, version: Version, decision: Decision) -> None:
+        self.commits += 1
+        own = version.epoch == job.lineage or version == decision.restore
+        must(own, "an older epoch never counts", f"{version} committed in {job.lineage}")
+        self._promise(job, version, decision, bearable=self._cluster.setup.parity)
 
-    def spared(self, losses: int) -> bool:
-        """Whether one more memory may be lost with no more than `losses` since the last commit."""
-        return len({home.node for home in self._lost}) < losses
+    def _promise(
+        self, job: JobFacts, version: Version, decision: Decision, *, bearable: int
+    ) -> None:
+        memories = self._cluster.memories()
+        promise = Promise(job, version, decision.groups, bearable)
+        for home, keys in promise.lacking(memories).items():
+            never = [k for k in keys if k not in self._had[home]]
+            must(not never, "what counts was there", f"{version}: {home} never had {never}")
+            promise.lost.add(home)
+        self.promise, self._promised_s = promise, self._cluster.clock.now_s
+        for home, keys in promise.parts.items():
+            for key in keys if home not in promise.lost else ():
+                block = memories[home][key]
+                self._check_digests(block.holding, decision)
+                if not _sound(block):
+                    promise.lost.add(home)
+        if promise.lost:
+            self._check("what was lost is bearable", f"{version} was committed")
 
-    def _check_restorable(self, why: str) -> None:
-        if not self._owed():
+    def _check_digests(self, held: Holding, decision: Decision) -> None:
+        if isinstance(held, DataHolding):
+            right = self._digests.get((held.shard, held.version)) == held.content_digest
+        else:
+            wanted = [self._digests.get((s, held.version)) for s in held.place.shards]
+            right = list(held.content_digests) == wanted
+        must(right, "what counts was made of the sealed bytes", f"{key_of(held)} in {decision.id}")
+
+    # -- the laws
+
+    def _check(self, law: str, why: str) -> None:
+        promise = self.promise
+        if promise is None or not promise.owed():
             return
-        assert self.point is not None, "groups without a point"
-        slots = self.slots()
-        for version in candidates(slots, JOB):
-            origins = survey(slots, JOB, self._cluster.world, version, {})
-            if not any(isinstance(o, Missing) for o in origins):
-                return
-        raise AssertionError(f"nothing is restorable after: {why}; {self.point} was promised")
+        wide = max(g.size for g in promise.groups) > 8
+        broken = promise.broken_by(self._cluster.memories(), further=not wide)
+        if broken:
+            text = f"{why}; then {broken} would leave nothing; owed {promise.version}"
+            raise Violation(law, text)
 
-    def slots(self) -> dict[Home, SlotFacts]:
-        """What lies in every memory, as facts."""
-        return {
-            home: SlotFacts(
-                home.slot,
-                address="there",
-                data=tuple(h for h in memory if isinstance(h, DataHolding)),
-                parity=tuple(h for h in memory if isinstance(h, ParityHolding)),
-            )
-            for home, memory in self._cluster.memories().items()
-        }
+    def spares(self, node: str) -> bool:
+        """Whether this node's memory may be lost too, without asking more than is promised."""
+        if self.promise is None:
+            return True
+        lost = {home.node for home in self.promise.lost} | {node}
+        return len(lost) <= self._cluster.setup.losses
+
+    def protected(self) -> bool:
+        """Whether nothing of what the restore point needs is lacking anywhere."""
+        promise = self.promise
+        if promise is None or promise.lost or promise.lacking(self._cluster.memories()):
+            return False
+        return promise.bearable == self._cluster.setup.parity
+
+
+def _sound(block: Block) -> bool:
+    return digest(block.image) == block.check
+
+
+def _check_forward(node: str, before: JobFacts, now: JobFacts) -> None:
+    law = "what is known only grows"
+    must(now.epoch >= before.epoch, law, f"{node}: the epoch went back")
+    must(now.lineage >= before.lineage, law, f"{node}: the lineage went back")
+    if before.decision is not None:
+        newer = now.decision is not None and now.decision.id >= before.decision.id
+        must(newer, law, f"{node}: the decision went back")
+    if now.lineage == before.lineage:
+        grown = _version(now) >= _version(before)
+        must(grown, "the watermark never moves back", f"{node}: {before.committed} {now.committed}")
 
 
 def _version(job: JobFacts) -> Version:
     return job.committed or Version(0, 0)
 
 
-def _key(job: JobFacts) -> tuple[int, int, Version]:
+def _key(job: JobFacts) -> _PointKey:
     return (job.lineage, job.committed_in, _version(job))

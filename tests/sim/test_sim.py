@@ -2,31 +2,74 @@
 
 from __future__ import annotations
 
-import random
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from .cluster import Cluster, Setup
+from .__main__ import main, run_range
+from .faults import KINDS, draw
+from .run import case_of, run
+from .shrink import read, written
+from .totals import Totals
 
-SEEDS = 200
+SEEDS, CHUNK = 300, 50
+ROOT = Path(__file__).parents[2]
 
 
-def setup_of(seed: int) -> Setup:
-    """Shapes in turn: 2 to 4 nodes, 1 or 2 slots, parity 0 to 2, with and without spares."""
-    chance = random.Random(seed)
-    nodes = chance.choice([2, 2, 3, 3, 4])
-    parity = chance.choice([m for m in (0, 1, 1, 1, 2) if m < nodes])
-    return Setup(
-        nodes=nodes,
-        slots_per_node=chance.choice([1, 1, 2]) if nodes < 4 else 1,
-        parity=parity,
-        generations=chance.choice([2, 3]),
-        spares=chance.choice([0, 0, 1]),
-        max_losses=chance.choice([parity, parity, parity + 1]),
+@pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
+def test_promises_hold_under_faults(start: int) -> None:
+    totals = run_range(start, CHUNK)
+    assert not totals.failures, totals.failures[0]["what"]
+    assert totals.counts["commits"] > CHUNK
+    assert totals.counts["shards restored"] > 0
+
+
+def test_every_kind_of_fault_is_drawn_and_strikes() -> None:
+    drawn = {f.kind for seed in range(SEEDS) for f in draw(seed, case_of(seed).setup)}
+    assert drawn == set(KINDS)
+
+
+def test_a_run_is_the_same_in_any_process() -> None:
+    """Neither the order of sets nor anything else outside the seed decides."""
+    program = (
+        "from tests.sim.run import case_of, run\n"
+        "outcomes = [run(case_of(seed)) for seed in range(12)]\n"
+        "print([(sorted(o.counts.items()), sorted(o.injected.items())) for o in outcomes])\n"
     )
+    outputs = {
+        subprocess.run(
+            [sys.executable, "-c", program], cwd=ROOT, env={"PYTHONHASHSEED": salt},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for salt in ("1", "2")
+    }  # fmt: skip
+    assert len(outputs) == 1
 
 
-@pytest.mark.parametrize("seed", range(SEEDS))
-def test_promises_hold_under_faults(seed: int) -> None:
-    cluster = Cluster(seed, setup_of(seed))
-    cluster.run(faults_s=6.0, calm_s=60.0)
+def test_a_written_case_is_the_same_run_again(tmp_path: Path) -> None:
+    case = case_of(3)
+    again = read(written(case, run(case)))
+    assert again == case
+    assert run(again).counts == run(case).counts
+    path = tmp_path / "case.txt"
+    path.write_text(written(replace(case, faults=()), run(case)))
+    assert main(["--replay", str(path)]) == 0
+    with pytest.raises(ValueError, match="not a case"):
+        read("{'seed': 1}")
+
+
+def test_totals_of_two_ranges_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    assert main(["--seeds", "2", "--start", "10", "--summary", str(paths[0])]) == 0
+    assert main(["--seeds", "3", "--start", "12", "--jobs", "2", "--summary", str(paths[1])]) == 0
+    capsys.readouterr()
+    assert main(["--add", *map(str, paths)]) == 0
+    added = json.loads(capsys.readouterr().out)
+    whole = run_range(10, 5)
+    assert added["counts"] == dict(whole.counts)
+    assert added["injected"] == dict(whole.injected)
+    assert Totals.from_json(json.dumps(added)).ranges == [[10, 12], [12, 13], [13, 15]]

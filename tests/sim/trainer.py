@@ -5,36 +5,50 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING
 
+from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import RequestError
 from snapshotd.metadata import Decision, TrainerFacts, Version
 
+from .clock import about
+from .memory import LostBytes
+from .violation import Violation, must
+
 if TYPE_CHECKING:
     from .cluster import Cluster
-    from .node import Slot
+    from .slot import Slot
 
-PATIENCE_S = 0.6
-STEP_S = 0.25
+PATIENCE_S = 0.4
+STEP_S = 0.12
+WRITE_S = 0.02
 JOB = "job"
 
 
 def next_state(state: bytes, shard: int, step: int) -> bytes:
-    """Training: any byte of the state before changes all of the state after."""
-    seed = random.Random(f"{state[:64].hex()}/{shard}/{step}")
-    return seed.randbytes(5_000 + 4_096 * (shard % 3))
+    """Training: any byte of the state before changes all of the state after; uneven sizes."""
+    seed = random.Random(hash_of(state) ^ (shard << 32) ^ step)
+    return seed.randbytes(1_000 + 4_096 * (shard % 3))
+
+
+def hash_of(state: bytes) -> int:
+    return int.from_bytes(state[:16], "little")
 
 
 class Gang:
     """One launch of all ranks: nobody is more than one step ahead of the slowest."""
 
-    def __init__(self, world: int) -> None:
-        self.world = world
+    def __init__(self, world: int, *, allow_fresh: bool) -> None:
+        self.world, self.allow_fresh = world, allow_fresh
         self.trainers: list[Trainer] = []
         self.done = [-1] * world
-        self.decision: Decision | None = None
 
     @property
     def broken(self) -> bool:
         return any(t.dead or t.refused for t in self.trainers)
+
+    @property
+    def trains(self) -> bool:
+        """Whether every rank was answered."""
+        return all(t.decision is not None for t in self.trainers)
 
 
 class Trainer:
@@ -44,7 +58,7 @@ class Trainer:
         self.cluster, self.gang, self.shard, self.slot = cluster, gang, shard, slot
         self.incarnation = name
         self.decision: Decision | None = None
-        self.dead = False
+        self.dead = self.skip_next = self.tear_next = False
         self.refused = ""
         self.step = 0
         self.state = b""
@@ -56,9 +70,11 @@ class Trainer:
 
     def connect(self) -> None:
         """Attach to the slot's SMP, again and again until it is there."""
-        if self.dead or self._connected:
+        if self.dead or self.refused or self._connected:
             return
         machine = self.slot.machine
+        if self.slot.trainer is None:
+            self.slot.trainer = self  # the slot's lock: whoever lives and came first has it
         if machine is None or self.slot.trainer is not self:
             self._retry()
             return
@@ -69,15 +85,17 @@ class Trainer:
         try:
             machine.attach(facts)
         except RequestError:
+            self.cluster.seen["attach refused"] += 1
             self._retry()
             return
+        self.cluster.oracle.attached(self.slot, facts)
         self._connected = True
         if self.decision is None:
-            machine.ask_restore(allow_fresh=self.cluster.allow_fresh)
+            machine.ask_restore(allow_fresh=self.gang.allow_fresh)
         self.slot.happened()
 
     def _retry(self) -> None:
-        self.cluster.clock.after(0.2, self.connect)
+        self.cluster.clock.after(0.1, self.connect)
 
     def daemon_lost(self) -> None:
         self._connected = False
@@ -91,14 +109,23 @@ class Trainer:
         self.dead = True
         if self.slot.trainer is self:
             self.slot.trainer = None
-            if self.slot.machine is not None and self._connected:
-                self.slot.machine.detach()
-                self.slot.happened()
+            if self._connected:
+                self.slot.trainer_died(self)
+        if self.slot.node.chance.random() < 0.3:
+            self.cluster.clock.after(about(self.slot.node.chance, 0.4), self._late_message)
+
+    def _late_message(self) -> None:
+        """It was on its way when the process died."""
+        taken = self.slot.request(self.incarnation, lambda m: m.passed(self.step + 1))
+        self.cluster.seen["late trainer message"] += 1
+        if taken:
+            self.cluster.seen["late trainer message taken"] += 1
 
     # -- answers
 
     def answered(self, decision: Decision) -> None:
-        assert decision.incarnations[self.shard] == self.incarnation, "a stranger's decision"
+        if self.dead:
+            return
         self.cluster.oracle.answered(self, decision)
         if decision.refusal:
             self.refused = decision.refusal
@@ -113,24 +140,27 @@ class Trainer:
     def _restored_image(self, decision: Decision) -> bytes:
         if decision.restore is None:
             return b"fresh"
-        wanted = (JOB, self.shard, decision.restore)
-        for holding, image in self.slot.memory.items():
-            if (holding.job, getattr(holding, "shard", None), holding.version) == wanted:
-                self.cluster.oracle.restored(self.shard, decision.restore, image)
-                return image
-        raise AssertionError(f"rank {self.shard} was answered and {decision.restore} is not here")
+        try:
+            image = self.slot.serve((JOB, decision.restore, self.shard)).image
+        except LostBytes:
+            # Flipped between staging and the answer, or seconds after: the trainer's own check
+            # of the image says so, and it ends.
+            self.cluster.seen["restored image was damaged"] += 1
+            self.cluster.clock.after(0.0, self.die)
+            return b"damaged"
+        self.cluster.oracle.restored(self.shard, decision.restore, image)
+        return image
 
     # -- training
 
     def _train_later(self) -> None:
-        self.cluster.clock.after(self.cluster.clock.about(STEP_S), self._train)
+        self.cluster.clock.after(about(self.slot.node.chance, STEP_S), self._train)
 
     def _train(self) -> None:
         if self.dead or self.cluster.quiet:
             return
-        behind = any(t.decision is None for t in self.gang.trainers)
-        if behind or min(self.gang.done) < self.step - 1:
-            self.cluster.clock.after(0.05, self._train)
+        if not self.gang.trains or min(self.gang.done) < self.step - 1:
+            self.cluster.clock.after(0.03, self._train)
             return
         self.state = next_state(self.state, self.shard, self.step)
         self.gang.done[self.shard] = self.step
@@ -141,32 +171,38 @@ class Trainer:
         if machine is None or not self._connected:
             self._next_step()
             return
+        if self.skip_next:
+            self.skip_next = False
+            self.slot.request(self.incarnation, lambda m: m.passed(self.step))
+            self._next_step()
+            return
         job = machine.orders.job(JOB)
         interval = job.cadence.interval if job else 1
         if self.step % interval:
             machine.passed(self.step, due=False)
             self._next_step()
         else:
-            self._claim()
+            self._claim(machine)
         self.slot.happened()
 
-    def _claim(self) -> None:
-        machine = self.slot.machine
-        assert machine is not None, "_snapshot looked"
+    def _claim(self, machine: SlotMachine) -> None:
         self._claimed = step = self.step
-        until_s = self.cluster.clock.now_s + PATIENCE_S
-        machine.claim(step, 1, until_s)
+        try:
+            machine.claim(step, 1, self.cluster.clock.now_s + PATIENCE_S)
+        except RequestError as error:
+            raise Violation("claims are taken", f"{self.slot.home}: {error}") from error
 
         def check() -> None:
             waiting = self._claimed == step and not self.dead and self._connected
-            assert not waiting, f"the claim of step {step} by rank {self.shard} was never answered"
+            must(not waiting, "claims are answered", f"step {step} by rank {self.shard}")
 
         self.cluster.clock.after(PATIENCE_S + 0.1, check)
 
     def granted(self, version: Version) -> None:
-        assert version.step == self._claimed, "a grant of another step"
+        if version.step != self._claimed:
+            raise Violation("grants are asked for", f"{version}, claimed {self._claimed}")
         self._claimed = None
-        life, delay_s = self.slot.life, self.cluster.clock.about(0.03)
+        life, delay_s = self.slot.life, about(self.slot.node.chance, WRITE_S)
         self.cluster.clock.after(delay_s, lambda: self._written(version, life))
 
     def _written(self, version: Version, life: int) -> None:
@@ -174,7 +210,8 @@ class Trainer:
         if self.dead:
             return
         if machine is not None and life == self.slot.life:
-            if self.cluster.clock.random.random() < self.cluster.tear_probability:
+            if self.tear_next:
+                self.tear_next = False
                 machine.passed(version.step)
             else:
                 self.cluster.oracle.wrote(self.shard, version, self.state)

@@ -1,0 +1,407 @@
+"""A simulated SMP: the real SlotMachine, the memory that outlives it, and what it is told to do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from snapshotd.core.instructions import (
+    Answer,
+    Deny,
+    Encode,
+    Free,
+    Grant,
+    Instruction,
+    Rebuild,
+    Stage,
+)
+from snapshotd.core.protection import parity_homes
+from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
+from snapshotd.core.slot import SlotMachine
+from snapshotd.metadata import (
+    Decision,
+    Home,
+    Orders,
+    ParityHolding,
+    SlotCounters,
+    SlotFacts,
+    Version,
+)
+
+from . import memory
+from .clock import about
+from .memory import Block, Holding, Key, LostBytes, Memory, data_holding, key_of
+from .network import BLOCKS
+from .violation import must
+
+if TYPE_CHECKING:
+    from .cluster import Cluster
+    from .node import Node
+    from .trainer import Trainer
+
+WORK_S = 0.03  # sealing, staging, coding
+STORE_TIMEOUT_S = 0.6
+NO_COUNTERS = SlotCounters()
+
+
+class Slot:
+    """One local rank's place on a node."""
+
+    def __init__(self, cluster: Cluster, node: Node, index: int) -> None:
+        self.cluster, self.node = cluster, node
+        self.home = Home(node.name, index)
+        self.memory: Memory = {}
+        self.machine: SlotMachine | None = None
+        self.trainer: Trainer | None = None
+        self.life = 0
+        self.full_until_s = 0.0
+        self._told: SlotFacts | None = None
+        self._wake_s: float | None = None
+
+    # -- its process
+
+    def start(self) -> None:
+        """An SMP starts: it adopts what verifies, before it speaks to anybody."""
+        self.life += 1
+        machine = SlotMachine(self.home, self.cluster.setup.generations)
+        self._told, self._wake_s = None, None
+        for key, block in list(self.memory.items()):
+            if memory.sound(block):
+                machine.keep(block.holding)
+            else:
+                self._discard(key)
+        self.machine = machine
+        self.node.flush_soon()
+
+    def stop(self) -> None:
+        """It dies; another is started by the supervisor, if there is one."""
+        self.life += 1
+        self.machine, self._told = None, None
+        self.node.slot_starts(self)
+        if self.trainer is not None:
+            self.trainer.daemon_lost()
+
+    def order(self, orders: Orders) -> None:
+        if self.machine is not None:
+            self.machine.orders = orders
+            self.happened()
+
+    def happened(self) -> None:
+        """After each event: do what the machine says, publish what it knows."""
+        machine = self.machine
+        if machine is None:
+            return
+        for instruction in machine.instructions(self.cluster.clock.now_s):
+            self._carry_out(instruction)
+        self._wake_later(machine)
+        facts = machine.facts(str(self.home), NO_COUNTERS)
+        if facts != self._told:
+            self._told = facts
+            self.node.flush_soon()
+
+    @property
+    def facts(self) -> SlotFacts | None:
+        """What it said last."""
+        return self._told
+
+    def _wake_later(self, machine: SlotMachine) -> None:
+        clock, wake_s = self.cluster.clock, machine.next_wake_s()
+        if wake_s is None or wake_s == self._wake_s:
+            return
+        must(wake_s > clock.now_s, "no busy waiting", f"{self.home} asks for a time gone by")
+        self._wake_s, life = wake_s, self.life
+
+        def wake() -> None:
+            if life == self.life:
+                self._wake_s = None
+                self.happened()
+
+        clock.after(wake_s - clock.now_s, wake)
+
+    def _carry_out(self, instruction: Instruction) -> None:
+        match instruction:
+            case Stage():
+                self._work(lambda: self._stage(instruction.decision))
+            case Encode():
+                self._work(lambda: self._encode(instruction))
+            case Rebuild():
+                self._work(lambda: self._rebuild(instruction))
+            case Free():
+                if self.memory.pop(key_of(instruction.holding), None) is not None:
+                    self.cluster.oracle.freed(self.home, instruction.holding, instruction.reason)
+            case Answer():
+                taker = self._taker()
+                if taker is not None:
+                    taker.answered(instruction.decision)
+            case Grant():
+                self._grant(instruction)
+            case Deny():
+                taker = self._taker()
+                if taker is not None:
+                    taker.denied(instruction.step)
+        self.cluster.instructions += 1
+
+    def later(self, mean_s: float, work: Callable[[], None]) -> None:
+        """Something that dies with the SMP."""
+        life = self.life
+
+        def run() -> None:
+            if life == self.life:
+                work()
+                self.happened()
+
+        delay_s = about(self.node.chance, mean_s) * self.cluster.network.pace(self.node.name)
+        self.cluster.clock.after(delay_s, run)
+
+    def _work(self, work: Callable[[], None]) -> None:
+        self.later(WORK_S, work)
+
+    # -- the trainer's desk
+
+    def request(self, incarnation: str, act: Callable[[SlotMachine], None]) -> bool:
+        """A trainer's message; one of a process that is not attached here is refused."""
+        machine = self.machine
+        if machine is None:
+            return False
+        owner = machine.trainer
+        if owner is None or owner.incarnation != incarnation:
+            return False
+        act(machine)
+        self.cluster.oracle.requested(self.home, owner.incarnation, incarnation)
+        self.happened()
+        return True
+
+    def trainer_died(self, trainer: Trainer) -> None:
+        """The kernel has released its lock; the SMP notices a moment later."""
+
+        def notice() -> None:
+            machine = self.machine
+            attached = machine.trainer if machine is not None else None
+            if machine is not None and attached and attached.incarnation == trainer.incarnation:
+                machine.detach()
+
+        self.later(0.03, notice)
+
+    def _grant(self, grant: Grant) -> None:
+        machine, trainer = self.machine, self._taker()
+        assert machine is not None
+        if self.full:
+            self.cluster.seen["buffers refused"] += 1
+            machine.passed(grant.version.step)
+            if trainer is not None:
+                trainer.denied(grant.version.step)
+            return
+        if trainer is not None:
+            trainer.granted(grant.version)
+
+    def _taker(self) -> Trainer | None:
+        """Who hears the machine's answers: the trainer that it means, if that still lives."""
+        meant = self.machine.trainer if self.machine else None
+        trainer = self.trainer
+        if meant is None or trainer is None or trainer.incarnation != meant.incarnation:
+            return None
+        return trainer
+
+    def seal(self, image: bytes, job: str, shard: int, version: Version) -> None:
+        """The trainer has written a buffer; checksums take a while."""
+        holding = data_holding(job, shard, version, image)
+
+        def done() -> None:
+            assert self.machine is not None, "work dies with the SMP"
+            self._keep(holding, image)
+            self.machine.sealed(holding)
+
+        self._work(done)
+
+    # -- memory
+
+    @property
+    def full(self) -> bool:
+        return self.cluster.clock.now_s < self.full_until_s
+
+    def _keep(self, holding: Holding, image: bytes) -> None:
+        """Bytes are here, checksummed; an older block in their place goes."""
+        machine = self.machine
+        assert machine is not None
+        old = self.memory.get(key_of(holding))
+        if old is not None:
+            machine.lose(old.holding)
+        self.memory[key_of(holding)] = memory.sealed(holding, image)
+        machine.keep(holding)
+        self.cluster.oracle.kept(self.home, holding)
+
+    def serve(self, key: Key) -> Block:
+        """Verified bytes; a damaged block is never served, and gone from then on."""
+        block = self.memory.get(key)
+        if block is None or self.machine is None:
+            raise LostBytes
+        if not memory.sound(block):
+            self._quarantine(key)
+            raise LostBytes
+        self.cluster.oracle.served(self.home, block)
+        return block
+
+    def scrub(self) -> None:
+        """Read everything again, so that damage is found early."""
+        for key, block in list(self.memory.items()):
+            if self.machine is not None and not memory.sound(block):
+                self._quarantine(key)
+
+    def _quarantine(self, key: Key) -> None:
+        block = self._discard(key)
+        if self.machine is not None:
+            self.machine.lose(block.holding)
+            self.later(0.0, lambda: None)
+
+    def _discard(self, key: Key) -> Block:
+        self.cluster.seen["blocks quarantined"] += 1
+        return self.memory.pop(key)
+
+    # -- work
+
+    def _read(self, home: Home, key: Key) -> Block:
+        slot = self.cluster.slot(home)
+        if slot is None or not self.cluster.network.reaches(self.node.name, home.node, BLOCKS):
+            raise LostBytes
+        return slot.serve(key)
+
+    def _stage(self, decision: Decision) -> None:
+        machine, trainer = self.machine, self.machine.trainer if self.machine else None
+        if machine is None or trainer is None or decision.restore is None:
+            return
+        try:
+            self._fetch(decision.job, trainer.shard, decision.restore)
+        except LostBytes:
+            machine.stage_failed(decision.id, "its bytes could not be had")
+        else:
+            machine.staged(decision.id)
+
+    def _rebuild(self, task: Rebuild) -> None:
+        machine = self.machine
+        assert machine is not None, "work dies with the SMP"
+        try:
+            self._fetch(task.job, task.shard, task.version)
+        except LostBytes:
+            machine.rebuild_failed(task, self.cluster.clock.now_s)
+        else:
+            machine.rebuilt(task)
+
+    def _fetch(self, job: str, shard: int, version: Version) -> None:
+        """Have a shard here, verified."""
+        machine = self.machine
+        assert machine is not None
+        here = machine.facts(str(self.home), NO_COUNTERS)
+        slots = {**machine.orders.peers, self.home: here}
+        origin = find_shard(slots, job, shard, version, self.home)
+        match origin:
+            case Local(holding):
+                self.serve(key_of(holding))
+                return
+            case Copy(home, holding):
+                block = self._read(home, key_of(holding))
+                if block.holding != holding or self.full:
+                    raise LostBytes
+                image = block.image
+            case Decode():
+                image = decode_verified(origin, self._read)
+            case Missing():
+                raise LostBytes
+        if self.full:
+            raise LostBytes
+        self._keep(data_holding(job, shard, version, image), image)
+
+    def _encode(self, task: Encode) -> None:
+        machine = self.machine
+        assert machine is not None, "work dies with the SMP"
+        try:
+            if self.full:
+                raise LostBytes
+            rows = memory.encode(task, self._read)
+        except LostBytes:
+            machine.encode_failed(task, self.cluster.clock.now_s)
+        else:
+            Handover(self, task, rows)
+
+    def store(self, epoch: int, holding: ParityHolding, row: bytes) -> bool:
+        """A peer hands a parity block over; whether it was taken."""
+        machine = self.machine
+        if machine is None or self.full or not self._wanted(machine, epoch, holding):
+            return False
+        self._keep(holding, row)
+        self.cluster.oracle.stored(self.home, epoch, holding)
+        self.happened()
+        return True
+
+    def _wanted(self, machine: SlotMachine, epoch: int, holding: ParityHolding) -> bool:
+        """As the vault judges: of the epoch that is, and to be kept here."""
+        job = machine.orders.job(holding.job)
+        if job is None or job.decision is None or job.lineage != epoch:
+            if job is not None and epoch < job.lineage:
+                self.cluster.seen["late store of an older epoch"] += 1
+            return False
+        homes = (pair for group in job.decision.groups for pair in parity_homes(group))
+        return (holding.place, self.home) in homes
+
+
+def decode_verified(plan: Decode, read: memory.Reader) -> bytes:
+    """Decoded bytes, if they are what the shard's trainer sealed."""
+    image = memory.decode(plan, read)
+    if digest_differs(image, plan.content_digest):
+        raise LostBytes
+    return image
+
+
+def digest_differs(image: bytes, wanted: bytes) -> bool:
+    return memory.digest(image) != wanted
+
+
+class Handover:
+    """The rows of one stripe on their way to their holders."""
+
+    def __init__(self, coder: Slot, task: Encode, rows: dict[ParityHolding, bytes]) -> None:
+        self._coder, self._task = coder, task
+        self._life = coder.life
+        self._left = set(task.rows)
+        self._ended = False
+        for holding, row in rows.items():
+            holder = task.group.members[(task.stripe + holding.place.row) % task.group.size].home
+            self._hand(holder, holding, row)
+        coder.cluster.clock.after(STORE_TIMEOUT_S, lambda: self._end(stored=False))
+
+    def _hand(self, home: Home, holding: ParityHolding, row: bytes) -> None:
+        coder, task = self._coder, self._task
+        cluster = coder.cluster
+
+        def arrive() -> None:
+            slot = coder if home == coder.home else cluster.slot(home)
+            if slot is None or (slot is coder and coder.life != self._life):
+                return
+            taken = slot.store(task.epoch, holding, row) if slot is not coder else self._own(
+                holding, row
+            )  # fmt: skip
+            if taken and cluster.network.passes(home.node, coder.node.name, BLOCKS):
+                self._left.discard(holding.place.row)
+                if not self._left:
+                    self._end(stored=True)
+            elif not taken:
+                self._end(stored=False)
+
+        cluster.network.send(coder.node.name, home.node, BLOCKS, arrive)
+
+    def _own(self, holding: ParityHolding, row: bytes) -> bool:
+        """The coder's own row needs no leave."""
+        if self._coder.full:
+            return False
+        self._coder._keep(holding, row)
+        return True
+
+    def _end(self, *, stored: bool) -> None:
+        coder = self._coder
+        if self._ended or coder.life != self._life or coder.machine is None:
+            return
+        self._ended = True
+        if stored:
+            coder.machine.encoded(self._task)
+        else:
+            coder.machine.encode_failed(self._task, coder.cluster.clock.now_s)
+        coder.happened()
