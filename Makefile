@@ -8,17 +8,19 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+ONLY ?=
 INSTALLED := $(VENV)/.installed
 VENV_PROTO := .venv-proto
 # The oldest grpcio-tools whose code the supported range of protobuf and grpcio runs.
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test check proto proto-check clean
+.PHONY: help venv demo test chaos check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
+	@echo "make chaos   kill every process role at every fault point, compare every byte; ONLY=substring"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -38,6 +40,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+chaos: venv
+	$(BIN)/python -m tests.integration.crash --only '$(ONLY)' --json chaos-out.json
 
 check: venv proto-check
 	$(BIN)/ruff format --check .
