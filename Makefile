@@ -8,6 +8,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
+ONLY ?=
 INSTALLED := $(VENV)/.installed
 VENV_PROTO := .venv-proto
 # The oldest grpcio-tools whose code the supported range of protobuf and grpcio runs.
@@ -19,6 +20,7 @@ PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
+	@echo "make chaos [ONLY=part]   kill every process role at every fault point, compare every byte"
 	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
@@ -46,7 +48,7 @@ ifdef MINUTES
 	$(BIN)/python -m tests.integration.soak --minutes $(MINUTES) --json chaos.json \
 	    $(if $(SEED),--seed $(SEED))
 else
-	$(error make chaos needs MINUTES=n)  # MERGE: the crash-point enumeration goes here
+	$(BIN)/python -m tests.integration.crash --only '$(ONLY)' --json crash-points.json
 endif
 
 check: venv proto-check

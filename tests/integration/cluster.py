@@ -59,6 +59,11 @@ class Node:
         return self.root / "run"
 
     def start(self, **environ: str) -> None:
+        self.launch(**environ)
+        eventually(f"{self.name} serves:\n{self.tail()}", self.ready, START_S)
+
+    def launch(self, **environ: str) -> None:
+        """Start it, and do not wait: it may be about to die."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "snapshotd", "serve", "--config", str(self.config)],
@@ -68,7 +73,6 @@ class Node:
                 start_new_session=True,
                 env={**os.environ, **self.environ, **environ},
             )
-        eventually(f"{self.name} serves:\n{self.tail()}", self.ready, START_S)
 
     def ready(self) -> bool:
         assert self.process is not None
@@ -131,8 +135,8 @@ class Cluster:
         self.nodes: dict[str, Node] = {}
         self._parity = parity
         self._group_size = group_size
-        self._timeouts = {**TIMEOUTS, "replace_s": replace_s}
         self._settings = settings
+        self.timeouts = {**TIMEOUTS, "replace_s": replace_s}
         # Its own among all clusters of this process, and most likely of all test runs.
         self._subnet = f"127.{64 + os.getpid() % 128}.{next(_clusters) % 250}"
 
@@ -169,7 +173,7 @@ class Cluster:
         lines += ["[peers]", *(f'{n.name} = "{n.address}"' for n in seeds)]
         lines += ["[protection]", f"group_size = {self._group_size}", f"parity = {self._parity}"]
         lines += ["unprotected_bound_s = 2.0", "[timeouts]"]
-        lines += [f"{key} = {value}" for key, value in self._timeouts.items()]
+        lines += [f"{key} = {value}" for key, value in self.timeouts.items()]
         return "\n".join(lines) + "\n"
 
     def start(self, count: int) -> list[Node]:

@@ -1,0 +1,1 @@
+"""Every fault point struck with SIGKILL in a real job, and every byte compared afterwards."""
