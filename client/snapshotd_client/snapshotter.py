@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
-from snapshotd.wire.v1 import node_pb2
+from snapshotd.wire.v1 import node_pb2, segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply as applying
 from snapshotd_client import capture as capturing
@@ -296,6 +296,11 @@ class Snapshotter:
         )
 
     def _on_progress(self, progress: pb.Progress) -> None:
+        # A daemon that starts anew knows less than was told here already, and that stands: no
+        # trainer outlives a restore, the only way back behind a restore point.
+        known = self._progress.committed
+        if _order(progress.committed) < _order(known):
+            progress.committed.CopyFrom(known)
         self._progress = progress
 
     def _listen(self, timeout_s: float) -> None:
@@ -379,3 +384,7 @@ class Snapshotter:
         if kind != self._reported:
             self._reported = kind
             log.warning("%s", what)
+
+
+def _order(version: segment_pb2.Version) -> tuple[int, int]:
+    return version.epoch, version.step
