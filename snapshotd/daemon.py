@@ -29,6 +29,8 @@ from snapshotd.flow.status import Clock, exposure, node_status, plan_reply
 from snapshotd.flow.supervisor import Pace, Supervisor
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import DirectoryLock
+from snapshotd.memory.oom import settle
+from snapshotd.memory.preflight import beyond, measure_limits
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.convert import MAX_SLOTS
@@ -37,6 +39,7 @@ from snapshotd.rpc.node import NodeServer
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
 from snapshotd.smp import SmpSettings
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import FRONT_SOCKET
 from snapshotd.wire.v1 import node_pb2 as pb
 
@@ -55,7 +58,9 @@ def serve(config: Config) -> int:
         SnapshotdError: it cannot start, or must not go on.
     """
     _check_sockets(config.run_dir)
+    settle(config.oom_score_adj)  # first: SMPs inherit it
     with _owned(config.run_dir, "run_dir"), _owned(config.shm_dir, "shm_dir"):
+        point("supervisor.start.owned")
         asyncio.run(Node(config).run())
     return 0
 
@@ -98,12 +103,16 @@ class Node:
         self._records = Records(config.state_dir)
         known_answer_test(ZfecCodec())
         self._board = _board(config, self._records)
+        point("supervisor.records.loaded")
         self._clock = Clock()
         self._budget = Budget(config.shm_dir, int(config.memory_budget))
         self._tasks: set[asyncio.Task[None]] = set()
         self._failed: asyncio.Future[None] | None = None
         self._health: bool | None = None
         self._notifier = Notifier.from_environ(os.environ)
+        self._memory_notes = beyond(int(config.memory_budget), measure_limits(config.shm_dir))
+        for note in self._memory_notes:
+            log.warning("%s", note)
 
     # -- what the node service asks
 
@@ -122,6 +131,7 @@ class Node:
         status.coding = ZfecCodec().name
         status.health_reason = self._unhealthy(now_s)
         status.healthy = not status.health_reason
+        status.notes.extend(self._memory_notes)
         return status
 
     def plan(self, job: str) -> pb.PlanReply:
@@ -140,22 +150,25 @@ class Node:
             async with contextlib.AsyncExitStack() as parts:
                 await self._start(parts)
                 await self._main_loop(stop)
+                self._supervisor.leave()
+                point("supervisor.stop.begun")
                 self._notifier.stopping()
         log.info("%s has stopped; its segments stay", self._config.node_id)
 
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self._config
         channels = Channels()
-        pace = Pace(config.timeouts.heartbeat_s, config.timeouts.rpc_s)
+        bounds = config.timeouts
+        pace = Pace(bounds.heartbeat_s, bounds.rpc_s, bounds.dead_s)
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
-        self._supervisor.on_change = self._on_change
         parts.push_async_callback(self._supervisor.stop)
         # The links must be there before the first SMP looks for them.
         links, socket = LocalServer(self._supervisor), config.run_dir / "links.sock"
         await links.start(socket)
+        point("supervisor.links.open")
         parts.callback(socket.unlink, missing_ok=True)
         parts.push_async_callback(links.stop)
-        children = Children(self._smp_arguments)
+        self._children = children = Children(self._smp_arguments)
         parts.push_async_callback(children.stop)
         # The board must know which slots may hold something before the port opens: a peer that
         # heard of none might decide without them.
@@ -165,15 +178,18 @@ class Node:
         self._server = NodeServer(self)
         parts.push_async_callback(self._server.stop, STOP_GRACE_S)
         await self._server.start(config.listen)
+        point("supervisor.port.open")
         self._supervisor.start()
         for slot in adopting:
             children.ensure(slot)
+        self._supervisor.on_change = self._on_change
         # Trainers come last: all that they may ask for is there.
         context = zmq.asyncio.Context()
         parts.callback(context.term)
         front = TrainerSocket(context, config.run_dir / FRONT_SOCKET)
         parts.callback(front.close)
         front.bind()
+        point("supervisor.front.open")
         parts.push_async_callback(self._end_tasks)
         desk = FrontDesk(front, self._supervisor, children, config.run_dir, self._watch)
         self._watch(asyncio.get_running_loop().create_task(front.serve(desk.handle)))
@@ -181,6 +197,7 @@ class Node:
         address = config.run_dir / "address"
         parts.callback(address.unlink, missing_ok=True)
         _replace_text(address, config.listen)
+        point("supervisor.start.done")
         self._notifier.ready(self._standing(""))
         log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
 
@@ -215,6 +232,8 @@ class Node:
     def _on_change(self) -> None:
         now_s = time.monotonic()
         self._clock.watch(self._board, now_s)
+        for slot in self._board.slots_needed():
+            self._children.ensure(slot)
         for task in self._supervisor.loops.values():
             if task.done():
                 self._ended(task)
@@ -276,12 +295,15 @@ def _board(config: Config, records: Records) -> Board:
         seeds=config.peers,
         suspect_s=config.timeouts.suspect_s,
         dead_s=config.timeouts.dead_s,
+        started_s=time.monotonic(),
     )
     policy = Policy(
         group_size=config.protection.group_size,
         parity=config.protection.parity,
         patience_s=config.timeouts.restore_s / 2,
         max_interval=config.protection.max_interval,
+        dead_s=config.timeouts.dead_s,
+        replace_s=config.timeouts.replace_s,
         epoch_floor=int(time.time()),
     )
     return Board(membership, policy, records.load())

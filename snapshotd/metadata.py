@@ -44,10 +44,19 @@ class Member:
 
 @dataclass(frozen=True)
 class Group:
-    """n members, ordered by shard, that keep each other's state with m parity blocks a stripe."""
+    """n members, ordered by shard, that keep each other's state with m parity blocks a stripe.
+
+    `unkept` of these m rows, the last ones, are not stored now: memory is short.
+    """
 
     members: tuple[Member, ...]
     parity: int
+    unkept: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Parity blocks a stripe that are to be stored: nodes whose loss is survived."""
+        return self.parity - self.unkept
 
     @property
     def size(self) -> int:
@@ -113,6 +122,14 @@ class Tier(Enum):
     GROUP = 3
 
 
+class RefusalKind(Enum):
+    """What would have to change for a refused restore; values as in the wire's enum."""
+
+    LOST = 1
+    CANNOT_PROTECT = 2
+    OTHER_WORLD = 3
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class DecisionId:
     """Decisions of a job are totally ordered: by epoch, then by the node that stated them."""
@@ -125,8 +142,9 @@ class DecisionId:
 class Decision:
     """The one answer to the restore() of every rank of an epoch.
 
-    Exactly one of these holds: `restore` is a version; `refusal` says why nothing can be done;
-    neither: a fresh start. `incarnations[i]` is the trainer of shard i.
+    Exactly one of these holds: `restore` is a version; `refusal` says why nothing can be done, and
+    `refusal_kind` which sort of why; neither: a fresh start. `incarnations[i]` is the trainer of
+    shard i.
     """
 
     id: DecisionId
@@ -138,6 +156,7 @@ class Decision:
     refusal: str = ""
     tier: Tier = Tier.NONE
     committed: Version | None = None
+    refusal_kind: RefusalKind | None = None
 
     def group_of(self, shard: int) -> Group | None:
         return next((g for g in self.groups if shard in g.shards), None)
@@ -169,7 +188,11 @@ class TrainerFacts:
 
 @dataclass(frozen=True, slots=True)
 class SlotCounters:
-    """Totals of one slot since its SMP started; bytes unless the name says otherwise."""
+    """Totals of one slot since its SMP started; bytes unless the name says otherwise.
+
+    `repeated_total` counts snapshots whose trained tensors were those of the one before,
+    `repeated_now` the newest ones of them without a break.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -178,6 +201,8 @@ class SlotCounters:
     quarantined: int = 0
     aborted: int = 0
     allocated_bytes: int = 0
+    repeated_total: int = 0
+    repeated_now: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +215,7 @@ class SlotFacts:
     data: tuple[DataHolding, ...] = ()
     parity: tuple[ParityHolding, ...] = ()
     counters: SlotCounters = field(default_factory=SlotCounters)
+    short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +224,14 @@ class Cadence:
 
     interval: int = 1
     from_step: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Economy:
+    """Keep `rows_less` parity rows less than decided; the greater serial is the newer word."""
+
+    serial: int = 0
+    rows_less: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +254,7 @@ class JobFacts:
     committed_in: int = 0
     decision: Decision | None = None
     cadence: Cadence = Cadence()
+    economy: Economy = Economy()
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +283,19 @@ class Orders:
         jobs: all jobs this node knows of.
         peers: facts of every slot of every live node, this one's too.
         waits: job -> why no restore was decided yet.
+        shelters: job -> the groups that keep its restore point, where they are not those decided:
+            nodes are lost, or memory is short.
     """
 
     jobs: tuple[JobFacts, ...] = ()
     peers: Mapping[Home, SlotFacts] = field(default_factory=dict)
     waits: Mapping[str, str] = field(default_factory=dict)
+    shelters: Mapping[str, tuple[Group, ...]] = field(default_factory=dict)
 
     def job(self, name: str) -> JobFacts | None:
         return next((j for j in self.jobs if j.job == name), None)
+
+    def keepers(self, job: JobFacts) -> tuple[Group, ...]:
+        """The groups that are to keep the restore point now."""
+        decided = job.decision.groups if job.decision else ()
+        return self.shelters.get(job.job, decided)

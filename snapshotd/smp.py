@@ -28,8 +28,8 @@ from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.locks import trainer_alive
-from snapshotd.memory.preflight import check_room, measure_room, snapshot_need
+from snapshotd.memory.locks import trainer_holding
+from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_service import BlocksServer
@@ -37,6 +37,7 @@ from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.local import Link
 from snapshotd.rpc.trainers import TrainerSocket
 from snapshotd.telemetry.logs import configure
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import trainer_lock_name
 
 log = logging.getLogger(__name__)
@@ -87,6 +88,7 @@ class SmpSettings(BaseModel):
 
 async def run(settings: SmpSettings) -> None:
     """Adopt, link, serve; until SIGTERM, or until the supervisor is gone."""
+    point("smp.start.begun")
     codec = ZfecCodec()
     known_answer_test(codec)
     home = Home(settings.node_id, settings.slot)
@@ -97,30 +99,26 @@ async def run(settings: SmpSettings) -> None:
     vault = Vault(arena, machine, settings.cluster_id, keep_free)
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
+    point("smp.adopt.done")
     channels = Channels()
     client = BlocksClient(
         channels, settings.cluster_id, settings.stall_s, vault.received, vault.sent
     )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
     link = Link(settings.run_dir / "links.sock")
-    smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock)
+
+    rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
+    smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock, rooms)
     server = BlocksServer(vault, settings.cluster_id, settings.stall_s)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
 
-    def preflight(image_bytes: int) -> None:
-        need = snapshot_need(
-            image_bytes,
-            settings.generations,
-            settings.group_size,
-            settings.parity,
-            allocated_bytes=vault.allocated_bytes,
-        )
-        check_room(need, measure_room(settings.shm_dir, budget))
-
-    smp.desk = TrainerDesk(smp, socket, settings.cluster_id, preflight, lambda: trainer_alive(lock))
+    smp.desk = TrainerDesk(
+        smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_holding(lock)
+    )
     socket.bind()
+    point("smp.start.bound")
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, lambda: None)
@@ -140,6 +138,7 @@ async def run(settings: SmpSettings) -> None:
         for task in done:
             task.result()
     finally:
+        point("smp.stop.begun")
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -4,6 +4,7 @@ from snapshotd_client import Snapshotter
 """
 
 from snapshotd_client.errors import (
+    CannotProtect,
     InexactRestore,
     NoDaemon,
     ProtectionTimeout,
@@ -13,12 +14,14 @@ from snapshotd_client.errors import (
     StateChanged,
     StateMismatch,
     UnsupportedState,
+    WorldChanged,
     WrongUse,
 )
 from snapshotd_client.results import Restored, Status
 from snapshotd_client.snapshotter import Snapshotter
 
 __all__ = [
+    "CannotProtect",
     "InexactRestore",
     "NoDaemon",
     "ProtectionTimeout",
@@ -31,5 +34,6 @@ __all__ = [
     "StateMismatch",
     "Status",
     "UnsupportedState",
+    "WorldChanged",
     "WrongUse",
 ]

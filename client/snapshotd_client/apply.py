@@ -13,6 +13,7 @@ from typing import cast
 import torch
 from google.protobuf.message import DecodeError
 
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
 from snapshotd_client.capture import (
@@ -75,10 +76,13 @@ def apply(
     place = manifest.skeleton.image_offset
     skeleton = bytes(manifest_and_image[place : place + manifest.skeleton.bytes])
     trees = _Trees(image, skeleton)
+    point("trainer.restore.checked")
     with torch.no_grad():
         for name, state in states.items():
             trees.restore(name, state)
+            point("trainer.restore.piece")
         _compare(trees, states)
+    point("trainer.restore.compared")
     if on_rng:
         rng.restore(cast("rng.RngState", trees.by_owner[RNG]), cuda_devices(states))
     return cast("dict[str, object]", trees.by_owner[VALUES])

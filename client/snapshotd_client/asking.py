@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
+from snapshotd.wire.points import point
+from snapshotd.wire.protocol import ErrorCode
+from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.channel import Channel, DaemonGone
-from snapshotd_client.errors import NoDaemon, ProtectionTimeout
+from snapshotd_client.errors import (
+    CannotProtect,
+    NoDaemon,
+    ProtectionTimeout,
+    Refused,
+    SnapshotLost,
+    WorldChanged,
+)
 from snapshotd_client.waiting import Deadline
 
 CONNECT_TIMEOUT_S: Final = 20.0
@@ -36,7 +46,9 @@ class RestoreQuestion:
             try:
                 if not self._channel.up:
                     self._channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
-                return self._await(self._channel.post(question), deadline)
+                number = self._channel.post(question)
+                point("trainer.restore.sent")
+                return self._await(number, deadline)
             except DaemonGone as error:
                 self._report(f"the daemon is gone while restoring ({error})")
             except NoDaemon:
@@ -49,6 +61,7 @@ class RestoreQuestion:
         while True:
             reply = self._channel.wait(number, deadline.slice_s(LIVENESS_S))
             if reply is not None:
+                point("trainer.restore.answered")
                 return reply.restored
             progress = self._channel.ask(pb.ToDaemon(query=pb.Query()), LIVENESS_S).progress
             if deadline.over:
@@ -57,3 +70,29 @@ class RestoreQuestion:
                     f"{progress.why_not or 'the group has not answered'}",
                     "See `snapshotd status` and `snapshotd plan JOB` on this node",
                 )
+
+
+def refusal_of(decision: node_pb2.Decision) -> Refused:
+    """The error for a decision that refuses, with the remedy that fits its kind."""
+    match decision.refusal_kind:
+        case node_pb2.REFUSAL_KIND_CANNOT_PROTECT:
+            return CannotProtect(
+                ErrorCode.CANNOT_PROTECT,
+                decision.refusal,
+                "What the job had saved is kept until then",
+            )
+        case node_pb2.REFUSAL_KIND_OTHER_WORLD:
+            return WorldChanged(
+                ErrorCode.OTHER_WORLD,
+                decision.refusal,
+                "Start it with the number of ranks that saved it, or give it another job name, or "
+                'call restore(on_lost="fresh") on all ranks to give the old state up',
+            )
+        case _:
+            return SnapshotLost(
+                ErrorCode.LOST,
+                decision.refusal,
+                "Bring the nodes back that still have it in memory; where none has (after a power "
+                "cut, or `snapshotd gc`), begin anew, or from a checkpoint of your own, with "
+                'restore(on_lost="fresh") on all ranks',
+            )

@@ -12,6 +12,7 @@ from typing import Final
 
 import torch
 
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
@@ -74,6 +75,7 @@ def _put(target: torch.Tensor, end: int, offset: int, piece: torch.Tensor) -> in
     """Zero target[end:offset], copy `piece` behind it, and return where it ends."""
     target[end:offset].zero_()
     target[offset : offset + piece.numel()].copy_(piece)
+    point("trainer.piece.copied")
     return offset + piece.numel()
 
 

@@ -8,7 +8,9 @@ still for a daemon that is away.
 from __future__ import annotations
 
 import fcntl
+import gc
 import os
+import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -19,6 +21,7 @@ import zmq
 from google.protobuf.message import DecodeError
 from zmq.utils.monitor import recv_monitor_message
 
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION, trainer_lock_name
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.errors import NoDaemon, Refused, WrongUse
@@ -41,16 +44,28 @@ class DaemonGone(Exception):  # an event within this package, not an error of th
     """The connection is down; it is found again by `poke`."""
 
 
+#: Lock files that this process holds, by process: a fork inherits the table and not the locks.
+_HELD: set[tuple[int, Path]] = set()
+_HELD_GUARD: Final = threading.RLock()  # a finalizer may run within
+
+
 class TrainerLock:
-    """A POSIX record lock that says: the trainer of this slot lives.
+    """A POSIX record lock that says: the trainer of this slot lives, and who it is.
 
     Not a flock: data-loader workers that fork must not inherit it. The kernel lets go of it when
-    the process dies, however it dies.
+    the process dies, however it dies. Such locks are the process's: a second descriptor of the
+    file would take the lock as well, and give it up when it is closed. So within the process a
+    table says what is held.
     """
 
-    def __init__(self, run_dir: Path, slot: int) -> None:
+    def __init__(self, run_dir: Path, slot: int, incarnation: str) -> None:
         self._path = run_dir / trainer_lock_name(slot)
-        self._descriptor: int | None = None
+        self._incarnation = incarnation
+        self._letting_go: weakref.finalize[[], TrainerLock] | None = None
+
+    @property
+    def held(self) -> bool:
+        return self._letting_go is not None
 
     def acquire(self) -> None:
         """Take the lock; a predecessor that is just dying is waited for.
@@ -58,31 +73,75 @@ class TrainerLock:
         Raises:
             WrongUse: another trainer lives in this slot. NoDaemon: there is no run directory.
         """
+        hold = _Hold(self._path.absolute())
         try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            self._lock(hold)
+        except BaseException:
+            hold.end()
+            raise
+        self._letting_go = weakref.finalize(self, hold.end)
+        self._letting_go.atexit = False
+
+    def _lock(self, hold: _Hold) -> None:
+        try:
+            hold.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
         except OSError as error:
             raise no_daemon(self._path.parent, str(error)) from error
         deadline_s = time.monotonic() + _LOCK_PATIENCE_S
-        while True:
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-            except OSError as error:
-                if time.monotonic() < deadline_s:
-                    # No event tells that another process let go; this happens once a start.
-                    zmq.select([], [], [], _LOCK_PAUSE_S)
-                    continue
-                os.close(descriptor)
+        while not _locked(hold.descriptor):
+            if time.monotonic() >= deadline_s:
                 raise WrongUse(
                     f"another live trainer holds {self._path}: two processes have this local rank",
                     "End it, or give each trainer of the node its own LOCAL_RANK",
-                ) from error
-            self._descriptor = descriptor
-            return
+                )
+            # No event tells that another process let go; this happens once a start.
+            zmq.select([], [], [], _LOCK_PAUSE_S)
+        # The daemon lets nobody else attach in this slot.
+        os.pwrite(hold.descriptor, text := f"{self._incarnation}\n".encode(), 0)
+        os.ftruncate(hold.descriptor, len(text))
+        point("trainer.lock.taken")
 
     def release(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._letting_go is not None:
+            self._letting_go()
+            self._letting_go = None
+
+
+class _Hold:
+    """A place in the table, and the descriptor that holds the lock once there is one."""
+
+    def __init__(self, path: Path) -> None:
+        self._key = (os.getpid(), path)
+        self.descriptor: int | None = None
+        if not self._enter():
+            gc.collect()  # one that was dropped without close() may still be waiting for that
+            if not self._enter():
+                raise WrongUse(
+                    f"this process has a Snapshotter in the slot of {path} already",
+                    "close() it first, or give each its own local_rank",
+                )
+
+    def _enter(self) -> bool:
+        with _HELD_GUARD:
+            if self._key in _HELD:
+                return False
+            _HELD.add(self._key)
+            return True
+
+    def end(self) -> None:
+        if self.descriptor is not None:
+            os.close(self.descriptor)
+            self.descriptor = None
+        with _HELD_GUARD:
+            _HELD.discard(self._key)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
+    except OSError:
+        return False
+    return True
 
 
 def no_daemon(run_dir: Path, why: str) -> NoDaemon:
@@ -175,7 +234,7 @@ class Channel:
     ) -> None:
         self._run_dir = run_dir
         self._slot = slot
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._attach = attach
         self._on_progress = on_progress
         self._wires = _Wires()
@@ -229,7 +288,10 @@ class Channel:
             DaemonGone: the connection is or went down, or no answer came in time.
             Refused: the answer is no.
         """
-        number = self.post(message)
+        return self.answer(self.post(message), timeout_s)
+
+    def answer(self, number: int, timeout_s: float) -> pb.ToTrainer:
+        """The answer to a posted question; raises as `ask` does."""
         reply = self.wait(number, timeout_s)
         if reply is None:
             raise self._down(f"it did not answer within {timeout_s:.1f} s")
@@ -294,17 +356,21 @@ class Channel:
             self._patience_s = min(_ASK_AGAIN_LAST_S, self._patience_s * 2)
         self._open(f"ipc://{self._run_dir / FRONT_SOCKET}")
         self._send(pb.ToDaemon(find=pb.Find(slot=self._slot)))
+        point("trainer.find.sent")
 
     def _follow(self, reply: pb.ToTrainer) -> None:
         body = reply.WhichOneof("body")
         if body == "found":
+            point("trainer.find.answered")
             self._open(reply.found.endpoint)
             self._send(pb.ToDaemon(attach=self._attach()))
+            point("trainer.attach.sent")
         elif body == "attached":
             self._up = True
             self._patience_s = _ASK_AGAIN_S
             self._refusal = None
             self.why_down = ""
+            point("trainer.attach.answered")
         elif body == "refused":
             self.why_down = reply.refused.what
             self._refusal = Refused(reply.refused.code, reply.refused.what, reply.refused.remedy)
@@ -323,7 +389,7 @@ class Channel:
         self._request += 1
         message.protocol = PROTOCOL_VERSION
         message.request = self._request
-        message.incarnation = self._incarnation
+        message.incarnation = self.incarnation
         self._wires.line.send(message)
         return self._request
 

@@ -10,7 +10,9 @@
     ├── InexactRestore       a `load_state_dict` that does not give back what it was given
     ├── NoDaemon             the node: no daemon answers
     ├── Refused              the node: the daemon says no, and why
-    │   └── SnapshotLost     the job had a restore point, and it cannot be restored now
+    │   ├── SnapshotLost     the job had a restore point, and it cannot be restored now
+    │   ├── CannotProtect    the job's nodes are too few for the parity that was asked for
+    │   └── WorldChanged     the job was saved by another number of ranks
     └── ProtectionTimeout    the group: a snapshot was not protected in time
 
 Anything else that escapes is a bug of ours. Each error says what was wrong with the facts, and
@@ -93,6 +95,18 @@ class Refused(SnapshotdClientError):
 
 class SnapshotLost(Refused):
     """The job had a restore point, and nothing can be restored; names what is missing."""
+
+
+class CannotProtect(Refused):
+    """The job runs on too few nodes for the wanted parity, or in too large groups.
+
+    Nothing was given up: what the job had saved is there when it comes back on nodes that suffice.
+    A fresh start does not help.
+    """
+
+
+class WorldChanged(Refused):
+    """The job was saved by another number of ranks, which is not restored yet."""
 
 
 class ProtectionTimeout(SnapshotdClientError):

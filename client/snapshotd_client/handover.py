@@ -6,12 +6,14 @@ import time
 from collections.abc import Mapping
 from typing import Final
 
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import capture as capturing
 from snapshotd_client.buffers import Buffers
 from snapshotd_client.channel import Channel, DaemonGone
 from snapshotd_client.errors import StateChanged
 from snapshotd_client.identity import Identity
+from snapshotd_client.trained import trained_ranges
 
 #: Of the time a step may wait, the daemon gets this part to find a buffer; the rest is for its
 #: answers to arrive.
@@ -43,24 +45,33 @@ class Handover:
         who = self._who
         captured = capturing.plan(who.job, who.rank, who.world_size, step, states, values)
         self._check_shapes(captured)
+        point("trainer.step.planned")
         claim = pb.Claim(
             step=step,
             image_bytes=captured.image_bytes,
             patience_s=self._max_stall_s * _PATIENCE,
         )
         asked_s = time.monotonic()
-        reply = self._channel.ask(pb.ToDaemon(claim=claim), self._max_stall_s)
+        number = self._channel.post(pb.ToDaemon(claim=claim))
+        point("trainer.claim.sent")
+        reply = self._channel.answer(number, self._max_stall_s)
         left_s = self._max_stall_s - (time.monotonic() - asked_s)
         if reply.WhichOneof("body") != "granted":
+            point("trainer.claim.skipped")
             return reply.skip.reason
+        point("trainer.claim.granted")
         self._write(captured, reply.granted)
         written = pb.Written(
             step=step,
             buffer=reply.granted.buffer,
             image_bytes=captured.image_bytes,
             manifest_bytes=captured.manifest_bytes,
+            trained=trained_ranges(captured.manifest, captured.image_bytes),
         )
-        self._channel.ask(pb.ToDaemon(written=written), max(_LEAST_S, left_s))
+        number = self._channel.post(pb.ToDaemon(written=written))
+        point("trainer.written.sent")
+        self._channel.answer(number, max(_LEAST_S, left_s))
+        point("trainer.written.answered")
         return ""
 
     def close(self) -> None:
@@ -71,7 +82,9 @@ class Handover:
             with self._buffers.writing(
                 granted.path, granted.image_offset, captured.image_bytes
             ) as image:
+                point("trainer.buffer.mapped")
                 captured.write(image)
+                point("trainer.image.copied")
         except OSError as error:
             raise DaemonGone(f"its segment cannot be mapped: {error}") from error
 

@@ -40,6 +40,8 @@ class Status:
             well.
         waits_for: who keeps the newest snapshot from being committed.
         skipped: snapshots that were due and not taken, since this process started.
+        repeated: newest snapshots, in a row, that hold the very tensors of the one before them; an
+            alarm where the model should have changed.
     """
 
     connected: bool
@@ -50,3 +52,4 @@ class Status:
     why_not: str
     waits_for: tuple[str, ...]
     skipped: int
+    repeated: int

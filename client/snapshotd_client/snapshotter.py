@@ -16,18 +16,18 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
 
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2, segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply as applying
 from snapshotd_client import capture as capturing
-from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, refusal_of
 from snapshotd_client.buffers import reading
 from snapshotd_client.channel import Channel, DaemonGone, TrainerLock
 from snapshotd_client.errors import (
     NoDaemon,
     ProtectionTimeout,
     Refused,
-    SnapshotLost,
     WrongUse,
 )
 from snapshotd_client.handover import Handover
@@ -39,6 +39,8 @@ log = logging.getLogger(__name__)
 
 CLIENT_VERSION = "0.1.0"
 RESTORE_TIMEOUT_S = 300.0
+#: Of a run that is on its own: no rank of a job can join it half way.
+_ALONE = "this run began without a daemon; it is protected from its next start on"
 
 
 class Snapshotter:
@@ -52,7 +54,8 @@ class Snapshotter:
             torchrun's run id.
         rank, world_size, local_rank: else SNAPSHOTD_*, else torchrun's variables.
         run_dir: the daemon's; else SNAPSHOTD_RUN_DIR, else /run/snapshotd.
-        required: whether no daemon at construction is an error, or a warning.
+        required: whether it is an error when no daemon is there, or a warning. Without one when
+            `restore` is called, the whole run goes unprotected.
         max_stall_s: longest time one `step` waits for the daemon, the copy itself not counted.
 
     Raises:
@@ -93,18 +96,21 @@ class Snapshotter:
             run_dir=run_dir,
         )
         self._decision: node_pb2.DecisionId | None = None
+        self._alone = False  # restore() found no daemon, and none is required
         self._progress = pb.Progress()
         self._next_step = 0
         self._snapshot_step: int | None = None
         self._missed = 0
         self._reported = ""
+        self._regained: int | None = None  # first step handed over after a trouble
         self._closed = False
         self._required = required
-        self._lock = TrainerLock(self._who.run_dir, self._who.local_rank)
+        incarnation = uuid.uuid4().hex
+        self._lock = TrainerLock(self._who.run_dir, self._who.local_rank, incarnation)
         self._channel = Channel(
             self._who.run_dir,
             self._who.local_rank,
-            uuid.uuid4().hex,
+            incarnation,
             self._attach,
             self._on_progress,
         )
@@ -130,11 +136,14 @@ class Snapshotter:
             timeout_s: longest wait for all ranks and for the daemons' decision.
 
         Returns:
-            None on the very first start of a job.
+            None on the very first start of a job; and, where no daemon is required, when none
+            is there: then with a warning, for the job may well have snapshots.
 
         Raises:
             SnapshotLost: the job had a restore point and it cannot be restored; says, shard by
                 shard, what was found and what is lacking.
+            WorldChanged: the restore point was made by another number of ranks.
+            CannotProtect: the job's nodes are too few for the parity; `on_lost` does not help.
             StateMismatch: the snapshot is of another model; nothing live was changed.
             NoDaemon: no daemon answers in time, and it is required.
             ProtectionTimeout: no decision in time; says what it waits for.
@@ -142,20 +151,23 @@ class Snapshotter:
         if on_lost not in ("raise", "fresh"):
             raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
         self._check_open()
-        question = RestoreQuestion(self._channel, required=self._required, report=self._report)
-        reply = question.ask(allow_fresh=on_lost == "fresh", deadline=Deadline(timeout_s))
+        reply = self._ask_restore(allow_fresh=on_lost == "fresh", timeout_s=timeout_s)
         if reply is None:
+            self._alone = True
+            warnings.warn(
+                "restore() has no daemon to ask: nothing is restored, also where the job has "
+                f"snapshots; {_ALONE}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
             return None
         decision = reply.decision
         if decision.WhichOneof("outcome") == "refusal":
-            raise SnapshotLost(
-                "lost",
-                decision.refusal,
-                'Bring the named nodes back, or call restore(on_lost="fresh") on all ranks',
-            )
+            raise refusal_of(decision)
         restored = self._apply(reply) if decision.HasField("restore") else None
         self._decision = decision.id
         self._next_step = restored.step + 1 if restored else 0
+        point("trainer.restore.finished")
         return restored
 
     def step(self, step: int, **values: object) -> None:
@@ -173,7 +185,7 @@ class Snapshotter:
             StateChanged: a tensor has another shape or dtype than at the last snapshot.
         """
         self._check_open()
-        if self._decision is None and (self._required or self._channel.up):
+        if self._decision is None and not self._alone and (self._required or self._channel.up):
             raise WrongUse("step() before restore()", "Call restore() once, before the first step")
         if step < 0:
             raise WrongUse(f"step {step} is negative", "Count steps from 0")
@@ -185,6 +197,10 @@ class Snapshotter:
             )
         self._next_step = step + 1
         if not self._due(step):
+            return
+        if self._alone:
+            self._missed += 1
+            self._report(f"step {step} is not protected: {_ALONE}")
             return
         try:
             self._snapshot(step, values)
@@ -245,6 +261,7 @@ class Snapshotter:
             why_not=progress.why_not or self._reported,
             waits_for=tuple(progress.waits_for),
             skipped=self._missed,
+            repeated=progress.repeated_now,
         )
 
     def close(self) -> None:
@@ -253,7 +270,10 @@ class Snapshotter:
             return
         try:
             if self._channel.up:
-                self._channel.ask(pb.ToDaemon(detach=pb.Detach()), self._max_stall_s)
+                number = self._channel.post(pb.ToDaemon(detach=pb.Detach()))
+                point("trainer.detach.sent")
+                self._channel.answer(number, self._max_stall_s)
+                point("trainer.detach.answered")
         except (DaemonGone, Refused) as error:
             log.info("the daemon did not hear of the end of this trainer: %s", error)
         finally:
@@ -279,7 +299,12 @@ class Snapshotter:
         except NoDaemon as error:
             if self._required:
                 raise
-            warnings.warn(f"training is not protected: {error}", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"training is not protected unless a daemon is there when restore() is called: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
 
     def _attach(self) -> pb.Attach:
         who = self._who
@@ -301,12 +326,23 @@ class Snapshotter:
         known = self._progress.committed
         if _order(progress.committed) < _order(known):
             progress.committed.CopyFrom(known)
-        self._progress = progress
+        before, self._progress = self._progress, progress
+        if progress.repeated_now and not before.repeated_now:
+            log.warning(
+                "the newest snapshots hold the very same tensors: either training stands still, "
+                "or the objects given to Snapshotter are not those that are trained"
+            )
+        elif before.repeated_now and not progress.repeated_now:
+            log.info("the daemon sees the tensors change again from snapshot to snapshot")
+        regained = self._regained
+        if regained is not None and progress.is_protected and progress.committed.step >= regained:
+            log.info("protected again: step %d is committed", progress.committed.step)
+            self._regained = None
 
     def _listen(self, timeout_s: float) -> None:
         """Take in news, and find the daemon again if it is away."""
         try:
-            if self._channel.poke():
+            if not self._alone and self._channel.poke():
                 self._channel.listen(timeout_s)
             elif timeout_s > 0:
                 Deadline(timeout_s).sleep()
@@ -319,6 +355,7 @@ class Snapshotter:
         self._closed = True
         # The lock first: the daemon looks at it when the connection ends.
         self._lock.release()
+        point("trainer.lock.released")
         self._channel.close()
         self._handover.close()
 
@@ -328,8 +365,21 @@ class Snapshotter:
 
     # -- restoring
 
+    def _ask_restore(self, *, allow_fresh: bool, timeout_s: float) -> pb.Restored | None:
+        """The daemons' answer; None where there is none to ask, and none is required."""
+        question = RestoreQuestion(self._channel, required=self._required, report=self._report)
+        try:
+            if not self._lock.held:  # at construction there was no directory to hold it in
+                self._lock.acquire()
+        except NoDaemon:
+            if self._required:
+                raise
+            return None
+        return question.ask(allow_fresh=allow_fresh, deadline=Deadline(timeout_s))
+
     def _apply(self, reply: pb.Restored) -> Restored:
         with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
+            point("trainer.restore.mapped")
             values = applying.apply(
                 image,
                 reply.manifest_bytes,
@@ -365,7 +415,8 @@ class Snapshotter:
             self._report(f"step {step} is not snapshotted: {skipped}")
             return
         self._snapshot_step = step
-        self._reported = ""
+        if self._reported:
+            self._reported, self._regained = "", step
 
     def _given_up(self, step: int) -> bool:
         """Whether the daemon has let go of a snapshot that was handed over."""
@@ -382,7 +433,7 @@ class Snapshotter:
         """Log a trouble when it begins or changes, not at every step."""
         kind = what.partition(": ")[2]
         if kind != self._reported:
-            self._reported = kind
+            self._reported, self._regained = kind, None
             log.warning("%s", what)
 
 

@@ -51,7 +51,8 @@ def as_table(effective: LoadedConfig) -> Table:
     table.add_column("value", overflow="fold")
     table.add_column("from", overflow="fold")
     for key, value in effective.values().items():
-        table.add_row(key, str(_plain(value)), str(effective.origins[key]))
+        shown = "not set" if value is None else str(_plain(value))
+        table.add_row(key, shown, str(effective.origins[key]))
     return table
 
 

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from snapshotd.wire.v1.node_pb2 import (
     GenerationStatus,
+    GroupStatus,
     JobFacts,
     MemberStatus,
     NodeStatus,
@@ -35,7 +36,8 @@ def message_json(message: Message) -> str:
 def status_tables(status: NodeStatus) -> Iterator[RenderableType]:
     """Health and memory, then members, shards and jobs."""
     yield _node_summary(status)
-    for table in (_members(status), _shards(status), _jobs(status), _slots(status)):
+    tables = (_members, _shards, _groups, _jobs, _slots)
+    for table in (make(status) for make in tables):
         yield table if table.row_count else f"no {table.title}"
 
 
@@ -68,6 +70,8 @@ def _node_summary(status: NodeStatus) -> RenderableType:
     grid = Table.grid(padding=(0, 2))
     grid.add_row("node", f"{escape(status.node)} of {escape(status.cluster_id)}")
     grid.add_row("health", health)
+    for note in status.notes:
+        grid.add_row("note", escape(note))
     grid.add_row("memory", _memory(status))
     grid.add_row("coordinator", escape(status.coordinator) or "none")
     grid.add_row("daemon", f"{status.version}, code by {status.coding}, boot {status.boot}")
@@ -113,6 +117,28 @@ def _generation(generation: GenerationStatus) -> str:
     )
 
 
+def _groups(status: NodeStatus) -> Table:
+    table = _table("groups", "job", "shards", "kept on", "survives", "why")
+    group: GroupStatus
+    for group in status.groups:
+        table.add_row(
+            escape(group.job),
+            ", ".join(map(str, group.shards)),
+            ", ".join(f"{home.node}/{home.slot}" for home in group.homes),
+            _survives(group),
+            escape(group.why),
+        )
+    return table
+
+
+def _survives(group: GroupStatus) -> str:
+    if group.further_losses < 0:
+        return "LOST: not all of it can be had now"
+    nodes = "node" if group.further_losses == 1 else "nodes"
+    short = group.further_losses < group.parity
+    return f"{group.further_losses} {nodes}" + (f" of {group.parity}" if short else "")
+
+
 def _jobs(status: NodeStatus) -> Table:
     table = _table("jobs", "job", "ranks", "epoch", "restore point", "snapshot every")
     job: JobFacts
@@ -141,7 +167,9 @@ def _cadence(job: JobFacts) -> str:
 
 
 def _slots(status: NodeStatus) -> Table:
-    table = _table("slots", "slot", "trainer", "segments", "sent", "received", "quarantined")
+    table = _table(
+        "slots", "slot", "trainer", "segments", "sent", "received", "quarantined", "repeated"
+    )
     slot: SlotFacts
     for slot in status.slots:
         counters = slot.counters
@@ -152,6 +180,7 @@ def _slots(status: NodeStatus) -> Table:
             in_bytes(counters.bytes_sent),
             in_bytes(counters.bytes_received),
             str(counters.quarantined),
+            str(counters.repeated_total),
         )
     return table
 

@@ -25,7 +25,11 @@ from snapshotd.config.address import check_address
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 
-TIMEOUT_ORDER: Final = ("heartbeat_s", "suspect_s", "dead_s", "restore_s", "torchrun_s")
+#: Orders in which bounds of waiting must stand, shortest first.
+TIMEOUT_ORDERS: Final = (
+    ("heartbeat_s", "suspect_s", "dead_s", "restore_s", "torchrun_s"),
+    ("dead_s", "replace_s"),
+)
 
 
 def _absolute(path: Path) -> Path:
@@ -102,6 +106,11 @@ class Timeouts(_Section):
     )
     suspect_s: Seconds = Field(default=3.0, description="silent for this long, a peer is suspected")
     dead_s: Seconds = Field(default=8.0, description="silent for this long, a peer counts as lost")
+    replace_s: Seconds = Field(
+        default=60.0,
+        description="a lost node without a replacement for this long: its state is rebuilt on the "
+        "nodes that remain, with the group shrunk",
+    )
     restore_s: Seconds = Field(
         default=120.0, description="a restore() is answered within this bound"
     )
@@ -111,13 +120,17 @@ class Timeouts(_Section):
         "snapshotd does not set it, it stays below it",
     )
     rpc_s: Seconds = Field(
-        default=10.0, description="one control call to a peer is given up after this"
+        default=10.0,
+        description="one control call to a peer is given up after this, and a block that does not "
+        "move; at most half of restore_s",
     )
 
-    @field_validator(*TIMEOUT_ORDER[1:])
+    @field_validator(*{name for order in TIMEOUT_ORDERS for name in order[1:]})
     @classmethod
     def _in_order(cls, value: float, info: ValidationInfo) -> float:
-        below = TIMEOUT_ORDER[TIMEOUT_ORDER.index(str(info.field_name)) - 1]
+        name = str(info.field_name)
+        order = next(o for o in TIMEOUT_ORDERS if name in o[1:])
+        below = order[order.index(name) - 1]
         bound = info.data.get(below)
         if bound is not None and value <= bound:
             raise PydanticCustomError(
@@ -126,11 +139,29 @@ class Timeouts(_Section):
                 {
                     "below": below,
                     "bound": bound,
-                    "expected": "the order " + " < ".join(TIMEOUT_ORDER),
+                    "expected": "the order " + " < ".join(order),
                     "related": [f"timeouts.{below}"],
                 },
             )
         return value
+
+    @field_validator("rpc_s")
+    @classmethod
+    def _call_within_a_restore(cls, value: float, info: ValidationInfo) -> float:
+        """A peer that hangs must be found out while a restore still waits for absent nodes."""
+        heartbeat_s, restore_s = info.data.get("heartbeat_s"), info.data.get("restore_s")
+        if heartbeat_s is None or restore_s is None or heartbeat_s < value <= restore_s / 2:
+            return value
+        raise PydanticCustomError(
+            "order",
+            "it is not between heartbeat_s, {heartbeat_s}, and half of restore_s, {restore_s}",
+            {
+                "heartbeat_s": heartbeat_s,
+                "restore_s": restore_s,
+                "expected": "heartbeat_s < rpc_s <= restore_s / 2",
+                "related": ["timeouts.heartbeat_s", "timeouts.restore_s"],
+            },
+        )
 
 
 def _same_as_run_dir(data: dict[str, Any]) -> Any:
@@ -166,6 +197,14 @@ class Config(_Section):
     )
     generations: int = Field(
         default=2, ge=2, description="buffers per shard: one committed, the others in progress"
+    )
+    oom_score_adj: int | None = Field(
+        default=None,
+        ge=-1000,
+        le=1000,
+        description="whom the kernel ends first when memory runs out, for the supervisor and its "
+        "SMPs: -1000 never, 1000 first; below what it was started with takes CAP_SYS_RESOURCE "
+        "(default: left as it is)",
     )
     log_level: LogLevel = Field(default="info", description="least severe record that is written")
     log_format: LogFormat = Field(

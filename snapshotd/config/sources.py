@@ -11,7 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -87,9 +87,10 @@ def from_text(key: str, text: str) -> Any:
     What does not fit is refused later, with all other problems.
     """
     info = known_keys().get(key)
-    kind = info.annotation if info else str
+    annotation = info.annotation if info else str
+    kind = next((k for k in (int, float) if k in (annotation, *get_args(annotation))), str)
     try:
-        return kind(text) if kind in (int, float) else text
+        return kind(text)
     except ValueError:
         return text
 

@@ -11,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from snapshotd.core import economy
 from snapshotd.core.cadence import Window, judge
 from snapshotd.core.commit import advance, merge_all, stated
 from snapshotd.core.membership import Membership, Refusal
+from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Missing, Origin, candidates, survey
 from snapshotd.core.restore import (
     Situation,
@@ -23,8 +25,18 @@ from snapshotd.core.restore import (
     waiting_shards,
     within_lineage,
 )
+from snapshotd.core.shelter import Absence, keepers, nodes_of
 from snapshotd.errors import CallerError
-from snapshotd.metadata import Decision, Home, JobFacts, NodeFacts, Orders, SlotFacts, Version
+from snapshotd.metadata import (
+    Decision,
+    Group,
+    Home,
+    JobFacts,
+    NodeFacts,
+    Orders,
+    SlotFacts,
+    Version,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +47,8 @@ class Policy:
     parity: int
     patience_s: float
     max_interval: int
+    dead_s: float
+    replace_s: float
     epoch_floor: int = 0
 
 
@@ -50,7 +64,9 @@ class Board:
         self._jobs = {job.job: job for job in records}
         self._waits: dict[str, str] = {}
         self._waiting_since: dict[str, tuple[tuple[str, ...], float]] = {}
+        self._spells: dict[str, economy.Spell] = {}
         self._windows: dict[str, Window | None] = {}
+        self._shelters: dict[str, tuple[Group, ...]] = {}
         self._sequence = 0
         self._published: NodeFacts | None = None
 
@@ -66,11 +82,6 @@ class Board:
     def slot_changed(self, facts: SlotFacts, now_s: float) -> None:
         """One of this node's SMPs states its facts."""
         self._slots[facts.slot] = facts
-        self.conclude(now_s)
-
-    def slot_gone(self, slot: int, now_s: float) -> None:
-        """The SMP of a slot died; what it held counts again when its successor has verified it."""
-        self._slots.pop(slot, None)
         self.conclude(now_s)
 
     def drop(self, job: str, now_s: float) -> None:
@@ -109,7 +120,23 @@ class Board:
     def orders(self, now_s: float) -> Orders:
         """What this node's SMPs must know."""
         jobs = tuple(self._jobs[j] for j in sorted(self._jobs))
-        return Orders(jobs, self.slots(now_s), dict(self._waits))
+        return Orders(jobs, self.slots(now_s), dict(self._waits), dict(self._shelters))
+
+    def keepers(self, job: JobFacts) -> tuple[Group, ...]:
+        """The groups that are to keep a job's restore point now."""
+        decided = job.decision.groups if job.decision else ()
+        return self._shelters.get(job.job, decided)
+
+    def slots_needed(self) -> frozenset[int]:
+        """Slots of this node that are to keep something."""
+        return frozenset(
+            member.home.slot
+            for job in self._jobs.values()
+            if job.committed is not None
+            for group in self.keepers(job)
+            for member in group.members
+            if member.home.node == self.membership.node
+        )
 
     def jobs(self) -> tuple[JobFacts, ...]:
         """All jobs this node knows of."""
@@ -160,8 +187,26 @@ class Board:
             return
         known = advance(known, slots)
         if coordinating:
-            known = self._judge_cadence(known, slots)
+            known = self._judge_economy(self._judge_cadence(known, slots), slots, now_s)
         self._jobs[job] = known
+        self._shelter(known, slots, live, now_s)
+
+    def _shelter(
+        self, job: JobFacts, slots: Slots, live: Mapping[str, NodeFacts], now_s: float
+    ) -> None:
+        """Where the restore point is to be kept, while nodes that kept it are lost."""
+        decided = job.decision.groups if job.decision else ()
+        here = {self.membership.node, *live}
+        away = {n: self.membership.silence_s(n, now_s) for n in nodes_of(decided) if n not in here}
+        absence = Absence(
+            live=here,
+            dead={n for n, silent_s in away.items() if silent_s >= self._policy.dead_s},
+            overdue={n for n, silent_s in away.items() if silent_s >= self._policy.replace_s},
+        )
+        self._shelters.pop(job.job, None)
+        groups = keepers(job, slots, absence)
+        if groups != decided:
+            self._shelters[job.job] = groups
 
     def _known(self, job: str) -> tuple[JobFacts, ...]:
         return (self._jobs[job],) if job in self._jobs else ()
@@ -215,6 +260,21 @@ class Board:
         )
         self._windows[known.job] = window
         return known if cadence == known.cadence else replace(known, cadence=cadence)
+
+    def _judge_economy(self, known: JobFacts, slots: Slots, now_s: float) -> JobFacts:
+        decision = known.decision
+        if decision is None or known.lineage != decision.id.epoch:
+            return known
+        homes = {m.home for g in decision.groups for m in g.members}
+        spell, saving = economy.judge(
+            self._spells.get(known.job),
+            short=any(known.job in f.short for h, f in slots.items() if h in homes),
+            present=known.economy,
+            parity=max((g.parity for g in decision.groups), default=0),
+            now_s=now_s,
+        )
+        self._spells[known.job] = spell
+        return known if saving == known.economy else replace(known, economy=saving)
 
     def _publish(self, now_s: float) -> None:
         who = self.membership

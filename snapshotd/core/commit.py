@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from snapshotd.core.protection import Slots, newest_protected
+from snapshotd.core.protection import Slots, demanded, newest_protected
 from snapshotd.core.restore import released
-from snapshotd.metadata import Cadence, Decision, JobFacts, Version
+from snapshotd.metadata import Cadence, Decision, Economy, JobFacts, Version
 
 _NEVER = Version(-1, -1)  # before any version
 
@@ -36,6 +36,7 @@ def merge(mine: JobFacts | None, theirs: JobFacts) -> JobFacts:
         committed_in=point.committed_in,
         decision=decision,
         cadence=max(mine, theirs, key=_cadence_key).cadence,
+        economy=max(mine, theirs, key=_economy_key).economy,
     )
 
 
@@ -68,8 +69,9 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
             committed=decision.restore,
             committed_in=0,
             cadence=Cadence(),
+            economy=Economy(),
         )
-    version = newest_protected(decision, slots)
+    version = newest_protected(known.job, demanded(known), slots)
     if version is None or not _newer(version, known):
         return known
     return replace(known, committed=version, committed_in=known.lineage)
@@ -87,3 +89,7 @@ def _point_key(facts: JobFacts) -> tuple[int, int, Version, int]:
 
 def _cadence_key(facts: JobFacts) -> tuple[int, int, int]:
     return (facts.lineage, facts.cadence.from_step, facts.cadence.interval)
+
+
+def _economy_key(facts: JobFacts) -> tuple[int, int, int]:
+    return (facts.lineage, facts.economy.serial, facts.economy.rows_less)

@@ -6,22 +6,27 @@ a row that its holder does not say it has is coded again, however it was lost.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from snapshotd.core.instructions import Encode
-from snapshotd.core.protection import Slots, data_at, parity_at, parity_homes
+from snapshotd.core.protection import Slots, data_at, demanded, parity_at, parity_homes
 from snapshotd.core.retention import may_free_version
 from snapshotd.core.stripes import stripe
-from snapshotd.metadata import Decision, Group, Home, JobFacts, ParityHolding, Version
+from snapshotd.metadata import Group, Home, JobFacts, ParityHolding, Version
 
 
 def stripes_to_code(
-    job: JobFacts, home: Home, versions: Iterable[Version], slots: Slots
+    job: JobFacts,
+    keepers: Sequence[Group],
+    home: Home,
+    versions: Iterable[Version],
+    slots: Slots,
 ) -> list[Encode]:
     """The stripe that `home` codes, for each version of which a row is not stored.
 
     Args:
         job: as known now.
+        keepers: the groups that keep its restore point now.
         home: the slot that asks.
         versions: whose data the slot holds, oldest first.
         slots: facts of all slots.
@@ -29,20 +34,18 @@ def stripes_to_code(
     decision = job.decision
     if decision is None or job.lineage != decision.id.epoch:
         return []
-    group = _group_at(decision, home)
-    if group is None or group.parity == 0:
-        return []
-    wanted = [
-        v
-        for v in versions
-        if (v == job.committed or v.epoch == job.lineage) and not may_free_version(job, v, slots)
-    ]
-    tasks = [_task(job, home, group, version, slots) for version in wanted]
+    tasks: list[Encode | None] = []
+    for version in versions:
+        group = _group_at(keepers if version == job.committed else demanded(job), home)
+        due = version == job.committed or version.epoch == job.lineage
+        if group is not None and due and not may_free_version(job, version, slots):
+            tasks.append(_task(job, home, group, version, slots))
     return [task for task in tasks if task is not None]
 
 
-def _group_at(decision: Decision, home: Home) -> Group | None:
-    homes = ((g, m.home) for g in decision.groups for m in g.members)
+def _group_at(groups: Sequence[Group], home: Home) -> Group | None:
+    """The one group in which `home` codes."""
+    homes = ((g, m.home) for g in groups if g.rows for m in g.members)
     return next((g for g, where in homes if where == home), None)
 
 

@@ -60,6 +60,7 @@ class Membership:
         seeds: Mapping[str, str],
         suspect_s: float,
         dead_s: float,
+        started_s: float = 0.0,
     ) -> None:
         self.cluster_id = cluster_id
         self.node = node
@@ -67,6 +68,7 @@ class Membership:
         self.address = address
         self._suspect_s = suspect_s
         self._dead_s = dead_s
+        self._started_s = started_s
         self._seeds = frozenset(seeds)
         self._peers = {n: _Peer(a) for n, a in seeds.items() if n != node}
         self._refused: dict[str, str] = {}
@@ -116,6 +118,13 @@ class Membership:
             for node, peer in self._peers.items()
             if peer.facts is not None and now_s - peer.heard_at_s < self._dead_s
         }
+
+    def silence_s(self, node: str, now_s: float) -> float:
+        """How long nothing was heard of a node, at most as long as this one listens."""
+        if node == self.node:
+            return 0.0
+        peer = self._peers.get(node)
+        return now_s - max(self._started_s, peer.heard_at_s if peer else self._started_s)
 
     def absent(self, now_s: float) -> tuple[str, ...]:
         """Nodes that are configured or were met, and are not live."""

@@ -7,13 +7,14 @@ its holder, computed from those very bytes. *Committed*: every group of the job 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from snapshotd.core.stripes import places, stripes
 from snapshotd.metadata import (
     DataHolding,
-    Decision,
     Group,
     Home,
+    JobFacts,
     Member,
     ParityHolding,
     ParityPlace,
@@ -75,45 +76,53 @@ def parity_homes(group: Group) -> list[tuple[ParityPlace, Home]]:
             group.members[holder].home,
         )
         for layout in stripes(group)
-        for row, holder in enumerate(layout.holders)
+        for row, holder in enumerate(layout.holders[: group.rows])
     ]
 
 
-def newest_protected(decision: Decision, slots: Slots) -> Version | None:
+def demanded(job: JobFacts) -> tuple[Group, ...]:
+    """The decided groups, with as many parity rows as memory allows now."""
+    groups = job.decision.groups if job.decision else ()
+    less = job.economy.rows_less
+    return tuple(replace(g, unkept=min(g.parity, less)) for g in groups) if less else groups
+
+
+def newest_protected(job: str, groups: Sequence[Group], slots: Slots) -> Version | None:
     """The newest version that every group of the job protects now, if there is one."""
     common: set[Version] | None = None
-    for group in decision.groups:
+    for group in groups:
         for member in group.members:
             facts = slots.get(member.home)
             held = {
                 d.version
                 for d in (facts.data if facts else ())
-                if d.job == decision.job and d.shard == member.shard
+                if d.job == job and d.shard == member.shard
             }
             common = held if common is None else common & held
     for version in sorted(common or (), reverse=True):
-        if not any(lacking(g, decision.job, version, slots) for g in decision.groups):
+        if not any(lacking(g, job, version, slots) for g in groups):
             return version
     return None
 
 
-def aborted(decision: Decision, version: Version, slots: Slots) -> Home | None:
+def aborted(job: JobFacts, version: Version, slots: Slots) -> Home | None:
     """The home of a member that passed `version` without sealing it, so that nobody needs it.
 
-    Only versions made under `decision` can be aborted: `passed_step` counts within its epoch. A
+    Only versions made under the decision can be aborted: `passed_step` counts within its epoch. A
     member that keeps all its parity of the version had sealed it and lost it since: elsewhere it
     may be known as committed.
     """
-    for group in decision.groups:
+    decision = job.decision
+    for group in demanded(job):
         for member in group.members:
             facts = slots.get(member.home)
             trainer = facts.trainer if facts else None
-            if trainer is None or trainer.decision != decision.id:
+            if trainer is None or decision is None or trainer.decision != decision.id:
                 continue
             if (
                 trainer.passed_step > version.step
-                and data_at(slots, member.home, decision.job, member.shard, version) is None
-                and not _was_coded(group, member, decision.job, version, slots)
+                and data_at(slots, member.home, job.job, member.shard, version) is None
+                and not _was_coded(group, member, job.job, version, slots)
             ):
                 return member.home
     return None

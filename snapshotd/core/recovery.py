@@ -116,7 +116,7 @@ def tier_of(origins: tuple[Origin, ...]) -> Tier:
 def _decode(slots: Slots, job: str, shard: int, version: Version) -> Origin:
     """Plan a decode with the first code that gives enough blocks, or say what is lacking."""
     shortfalls = []
-    for sample, rows in _codes(slots, job, shard, version):
+    for sample, rows in codes_of(slots, job, shard, version):
         planned = _decode_with(slots, job, shard, version, sample, rows)
         if isinstance(planned, Decode):
             return planned
@@ -124,7 +124,7 @@ def _decode(slots: Slots, job: str, shard: int, version: Version) -> Origin:
     return Missing("; ".join(shortfalls) or "no copy and no parity of it is left")
 
 
-def _codes(
+def codes_of(
     slots: Slots, job: str, shard: int, version: Version
 ) -> Iterator[tuple[ParityHolding, dict[ParityPlace, Home]]]:
     """Each distinct code that covers the shard: a sample holding, and where its rows are."""
@@ -201,9 +201,16 @@ def _inputs(
 
 
 def _holder(slots: Slots, job: str, shard: int, version: Version, digest: bytes) -> Home | None:
-    wanted = (job, shard, version, digest)
+    return next(holders_of(slots, job, shard, version, digest), None)
+
+
+def holders_of(
+    slots: Slots, job: str, shard: int, version: Version, digest: bytes | None = None
+) -> Iterator[Home]:
+    """Every slot that serves the shard, of these very bytes where a digest is given."""
     for where, facts in sorted(slots.items()):
-        held = ((d.job, d.shard, d.version, d.content_digest) for d in facts.data)
-        if facts.address and wanted in held:
-            return where
-    return None
+        for d in facts.data if facts.address else ():
+            if (d.job, d.shard, d.version) == (job, shard, version) and (
+                digest is None or d.content_digest == digest
+            ):
+                yield where

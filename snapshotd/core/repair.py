@@ -2,27 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 
 from snapshotd.core.instructions import Rebuild
-from snapshotd.metadata import Home, JobFacts, Version
+from snapshotd.metadata import Home, Orders, Version
 
 
 def shards_to_rebuild(
-    jobs: Iterable[JobFacts], home: Home, held: Collection[tuple[str, int, Version]]
+    orders: Orders, home: Home, held: Collection[tuple[str, int, Version]]
 ) -> list[Rebuild]:
-    """The shards of each job's restore point that live at `home` and are not there any more.
+    """The shards of each job's restore point that `home` is to keep and does not hold.
 
     Args:
-        jobs: as known now.
+        orders: what is known now.
         home: the slot that asks.
         held: (job, shard, version) of what it holds.
     """
     return [
         Rebuild(job.job, member.shard, job.committed)
-        for job in jobs
+        for job in orders.jobs
         if job.decision is not None and job.lineage == job.decision.id.epoch
-        for group in job.decision.groups
+        for group in orders.keepers(job)
         for member in group.members
         if member.home == home
         and job.committed is not None

@@ -20,7 +20,7 @@ hears of no smaller decision first, and so kills every smaller one.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
@@ -32,6 +32,7 @@ from snapshotd.metadata import (
     Group,
     Home,
     JobFacts,
+    RefusalKind,
     SlotFacts,
     Tier,
     TrainerFacts,
@@ -102,13 +103,14 @@ def decide(now: Situation) -> Decision | Wait | None:
 def _decide_anew(
     now: Situation, by_shard: list[TrainerFacts], homes: Mapping[int, Home]
 ) -> Decision | Wait:
+    problem = _other_world(now, len(homes))
+    if problem and not all(t.allow_fresh for t in by_shard):
+        return _refused(now, by_shard, (), RefusalKind.OTHER_WORLD, problem)
     try:
         groups = form_groups(homes, now.group_size, now.parity)
     except CallerError as error:
-        return _stated(now, by_shard, (), refusal=f"{error.what}. {error.remedy}")
-    problem = _other_world(now, len(homes))
-    if problem and not all(t.allow_fresh for t in by_shard):
-        return _stated(now, by_shard, groups, refusal=problem)
+        why = f"{error.what}. {error.remedy}"
+        return _refused(now, by_shard, (), RefusalKind.CANNOT_PROTECT, why)
     if problem:
         return _stated(now, by_shard, groups)
     return _choose(now, by_shard, homes, groups)
@@ -142,8 +144,20 @@ def _waiting(now: Situation) -> list[tuple[Home, TrainerFacts]]:
     return [
         (home, f.trainer)
         for home, f in sorted(now.slots.items())
-        if f.trainer is not None and _waits(f.trainer, now.job)
+        if f.trainer is not None and _waits(f.trainer, now.job) and not _answered(now, f.trainer)
     ]
+
+
+def _answered(now: Situation, trainer: TrainerFacts) -> bool:
+    """Whether it is about to be answered: what it has staged is released.
+
+    It must not be counted together with a trainer left over from an earlier start, which a rank
+    of its own start that had its answer a moment sooner no longer contradicts.
+    """
+    decision = now.known.decision if now.known else None
+    if now.known is None or decision is None or now.known.lineage != decision.id.epoch:
+        return False
+    return trainer.staged and trainer.decision == decision.id
 
 
 def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
@@ -175,9 +189,8 @@ def _other_world(now: Situation, world: int) -> str:
     if before in (0, world) or now.known is None or now.known.committed is None:
         return ""
     return (
-        f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it. "
-        f"Start it with {before} ranks, give it another job name, or restore with "
-        'on_lost="fresh" to begin anew'
+        f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it, at "
+        f"{now.known.committed}"
     )
 
 
@@ -209,7 +222,7 @@ def _choose(
     unrecorded = (now.known is None or now.known.lineage == 0) and candidates(now.slots, now.job)
     if all(t.allow_fresh for t in trainers) or (point is None and not unrecorded):
         return _stated(now, trainers, groups)
-    return _stated(now, trainers, groups, refusal=_lost(now, world, homes, point))
+    return _refused(now, trainers, groups, RefusalKind.LOST, _lost(now, world, homes, point))
 
 
 def _candidates(now: Situation, world: int) -> list[Version]:
@@ -258,7 +271,6 @@ def _stated(
     groups: tuple[Group, ...],
     *,
     restore: Version | None = None,
-    refusal: str = "",
     tier: Tier = Tier.NONE,
 ) -> Decision:
     held = [v.epoch for v in candidates(now.slots, now.job)]
@@ -271,10 +283,19 @@ def _stated(
         groups=groups,
         incarnations=tuple(t.incarnation for t in trainers),
         restore=restore,
-        refusal=refusal,
         tier=tier,
         committed=now.known.committed if now.known else None,
     )
+
+
+def _refused(
+    now: Situation,
+    trainers: list[TrainerFacts],
+    groups: tuple[Group, ...],
+    kind: RefusalKind,
+    why: str,
+) -> Decision:
+    return replace(_stated(now, trainers, groups), refusal=why, refusal_kind=kind)
 
 
 def released(decision: Decision, slots: Slots) -> bool:

@@ -2,76 +2,117 @@
 
 The rule: a generation is dropped only when a newer one is committed within the present groups.
 So there is always a common restore point, also in the time between a restore and the first
-commit after it.
+commit after it. Even then the newest superseded generation stays until its buffer is wanted: it
+costs nothing, and is what a job falls back to when the newest one turns out damaged.
 """
 
 from __future__ import annotations
 
-from snapshotd.core.protection import Slots, aborted, parity_homes
-from snapshotd.metadata import DataHolding, Decision, Home, JobFacts, ParityHolding, Version
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from snapshotd.core.protection import Slots, aborted, demanded, lacking, parity_homes
+from snapshotd.metadata import DataHolding, Group, Home, JobFacts, ParityHolding, Version
 
 
 def may_free_version(job: JobFacts, version: Version, slots: Slots) -> str:
     """Why no node needs the bytes of `version` any more; empty while they must be kept."""
-    decision = job.decision
+    return superseded(job, version) or _given_up(job, version, slots)
+
+
+def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str:
+    """What has taken the place of `version` as the restore point; empty where nothing has.
+
+    A restore that is being decided may fall back to any version. Only where it is `pressed` for
+    memory are those given up that are older than what it brings back.
+    """
     point = job.committed
-    if decision is not None and job.lineage < decision.id.epoch:
-        return ""  # a restore is being decided: everything may be wanted
-    if decision is None and point is not None:
-        return ""  # this node just started and has only its record
-    settled = job.committed_in == job.lineage
-    if version.epoch < job.lineage:
-        return _older_epoch(version, point, settled)
-    if version.epoch > job.lineage or version == point:
+    if point is None or job.committed_in != job.lineage:
         return ""
+    if _undecided(job):
+        goal = job.decision.restore if job.decision and pressed else None
+        return f"the restore of {goal} needs its memory" if goal and version < goal else ""
+    return f"superseded by {point}" if version < point else ""
+
+
+def _given_up(job: JobFacts, version: Version, slots: Slots) -> str:
+    """Why the job will never go back to `version`."""
+    point = job.committed
+    if _undecided(job) or version.epoch > job.lineage or version == point:
+        return ""
+    if version.epoch < job.lineage and point is None:
+        return "the job started fresh"
+    if version.epoch < job.lineage:
+        return f"the job went back to {point}" if point is not None and version > point else ""
     if point is not None and version < point:
-        return f"superseded by {point}" if settled else ""
-    passer = aborted(decision, version, slots) if decision else None
+        return ""
+    passer = aborted(job, version, slots)
     return f"{passer} passed it without sealing it" if passer else ""
 
 
-def _older_epoch(version: Version, point: Version | None, settled: bool) -> str:
-    if point is None:
-        return "the job started fresh"
-    if version > point:
-        return f"the job went back to {point}"
-    if version < point and settled:
-        return f"superseded by {point}"
-    return ""
+def _undecided(job: JobFacts) -> bool:
+    """A restore is being decided and may want anything; or this node has only its record."""
+    if job.decision is None:
+        return job.committed is not None
+    return job.lineage < job.decision.id.epoch
 
 
-def may_free_data(job: JobFacts, me: Home, held: DataHolding, slots: Slots) -> str:
-    """Why this slot may free a sealed shard; empty while it must keep it."""
-    reason = may_free_version(job, held.version, slots)
-    if reason:
-        return reason
-    return _moved_away(job, me, held.shard)
+@dataclass(frozen=True)
+class Retention:
+    """Judges what one slot holds of one job.
 
+    Attributes:
+        job: as known now.
+        keepers: the groups that keep its restore point now.
+        me: the slot.
+        slots: facts of all slots.
+        spared: superseded versions whose buffers nobody wants yet.
+        pressed: memory is short.
+    """
 
-def _moved_away(job: JobFacts, me: Home, shard: int) -> str:
-    """A shard that lives elsewhere now is only a spare copy once it is protected there."""
-    decision = job.decision
-    if decision is None or not _settled(job, decision):
-        return ""
-    home = decision.home_of(shard)
-    return f"shard {shard} lives on {home} now" if home != me else ""
+    job: JobFacts
+    keepers: Sequence[Group]
+    me: Home
+    slots: Slots
+    spared: Collection[Version] = ()
+    pressed: bool = False
 
+    def may_free(self, held: DataHolding | ParityHolding) -> str:
+        """Why this slot may free a sealed shard or parity block; empty while it must keep it."""
+        reason = _given_up(self.job, held.version, self.slots)
+        if not reason and held.version not in self.spared:
+            reason = superseded(self.job, held.version, pressed=self.pressed)
+        if reason:
+            return reason
+        why = self._elsewhere(held) if isinstance(held, DataHolding) else self._unused(held)
+        return why if why and self._settled else ""
 
-def may_free_parity(job: JobFacts, me: Home, held: ParityHolding, slots: Slots) -> str:
-    """Why this slot may free a parity block; empty while it must keep it."""
-    reason = may_free_version(job, held.version, slots)
-    if reason:
-        return reason
-    decision = job.decision
-    if decision is None or not _settled(job, decision):
-        return ""
-    wanted = any(
-        home == me and place == held.place
-        for group in decision.groups
-        for place, home in parity_homes(group)
-    )
-    return "" if wanted else "the present groups do not use it"
+    def _elsewhere(self, held: DataHolding) -> str:
+        """Where a shard lives, if not here: this is only a spare copy."""
+        members = [m for g in self._groups_of(held.version) for m in g.members]
+        homes = [m.home for m in members if m.shard == held.shard]
+        if self.me in homes:
+            return ""
+        return f"shard {held.shard} lives on {homes[-1]} now" if homes else "it is nobody's shard"
 
+    def _unused(self, held: ParityHolding) -> str:
+        groups = self._groups_of(held.version)
+        used = ((p, h) for g in groups for p, h in parity_homes(g))
+        return "" if (held.place, self.me) in used else "the present groups do not use it"
 
-def _settled(job: JobFacts, decision: Decision) -> bool:
-    return job.lineage == decision.id.epoch == job.committed_in
+    def _groups_of(self, version: Version) -> tuple[Group, ...]:
+        """The groups that may need a version; stand-ins keep the restore point only."""
+        if version == self.job.committed:
+            return tuple(self.keepers)
+        return (*demanded(self.job), *self.keepers)
+
+    @cached_property
+    def _settled(self) -> bool:
+        """Whether the keepers hold all that they are to hold of the restore point."""
+        job, point = self.job, self.job.committed
+        if job.decision is None or point is None:
+            return False
+        if not job.lineage == job.decision.id.epoch == job.committed_in:
+            return False
+        return not any(lacking(g, job.job, point, self.slots) for g in self.keepers)

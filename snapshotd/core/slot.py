@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from snapshotd.core.claims import out_of_epoch, stalled
 from snapshotd.core.encoding import stripes_to_code
@@ -22,10 +23,10 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.pace import Pace
-from snapshotd.core.protection import Slots, lacking
+from snapshotd.core.protection import Slots, demanded, lacking
 from snapshotd.core.repair import shards_to_rebuild
 from snapshotd.core.restore import should_adopt
-from snapshotd.core.retention import may_free_data, may_free_parity
+from snapshotd.core.retention import Retention, superseded
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,
@@ -43,6 +44,9 @@ from snapshotd.metadata import (
     Version,
 )
 from snapshotd.wire.protocol import ErrorCode
+
+#: One committed, one in progress.
+MIN_GENERATIONS: Final = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +72,7 @@ class SlotMachine:
         self._coding: Pace[Encode] = Pace()
         self._rebuilding: Pace[Rebuild] = Pace()
         self.aborted = 0
+        self.short: dict[str, int] = {}  # job -> bytes of the image for which room was lacking
 
     # -- what the slot publishes
 
@@ -79,6 +84,7 @@ class SlotMachine:
             data=tuple(sorted(self._data.values(), key=lambda d: (d.job, d.shard, d.version))),
             parity=tuple(sorted(self._parity.values(), key=lambda p: (p.job, p.version, p.place))),
             counters=replace(counters, aborted=self.aborted),
+            short=tuple(sorted(self.short)),
         )
 
     # -- events: the trainer
@@ -182,6 +188,19 @@ class SlotMachine:
         else:
             self._parity.pop((holding.job, holding.version, holding.place), None)
 
+    def no_room(self, job: str, image_bytes: int) -> None:
+        """Something that this slot is to keep did not fit: do with less until `room`.
+
+        What a stand-in lacks room for is no reason to take protection from the job's own slots.
+        """
+        facts = self.orders.job(job)
+        if facts is None or self.orders.keepers(facts) == demanded(facts):
+            self.short[job] = max(image_bytes, self.short.get(job, 0))
+
+    def room(self, job: str) -> None:
+        """There is room again for all generations and all parity."""
+        self.short.pop(job, None)
+
     # -- events: work
 
     def staged(self, decision: DecisionId) -> None:
@@ -227,7 +246,7 @@ class SlotMachine:
             *self._judge_claim(now_s),
             *self._coding.startable(self._encodes(), now_s),
             *self._rebuilding.startable(
-                shards_to_rebuild(self.orders.jobs, self.home, self._data), now_s
+                shards_to_rebuild(self.orders, self.home, self._data), now_s
             ),
         ]
 
@@ -239,7 +258,7 @@ class SlotMachine:
             return []
         missing: list[tuple[Home, str]] = []
         slots = self._slots()
-        for group in job.decision.groups:
+        for group in demanded(job):
             missing += lacking(group, job.job, newest, slots)
         return missing
 
@@ -276,16 +295,30 @@ class SlotMachine:
         slots = self._slots()
         found: list[Instruction] = []
         for job in self.orders.jobs:
-            held = [d for d in self._data.values() if d.job == job.job]
-            for data in held:
-                reason = may_free_data(job, self.home, data, slots)
+            keepers = self.orders.keepers(job)
+            retention = Retention(
+                job, keepers, self.home, slots, self._spared(job), pressed=job.job in self.short
+            )
+            for held in self._held():
+                reason = retention.may_free(held) if held.job == job.job else ""
                 if reason:
-                    found.append(self._free(data, job, reason))
-            for parity in [p for p in self._parity.values() if p.job == job.job]:
-                reason = may_free_parity(job, self.home, parity, slots)
-                if reason:
-                    found.append(self._free(parity, job, reason))
+                    found.append(self._free(held, job, reason))
         return found
+
+    def _held(self) -> list[DataHolding | ParityHolding]:
+        return [*self._data.values(), *self._parity.values()]
+
+    def _spared(self, job: JobFacts) -> list[Version]:
+        """Superseded versions that may stay: those for which no buffer is wanted yet."""
+        held = {h.version for h in self._held() if h.job == job.job}
+        old = sorted(v for v in held if superseded(job, v))
+        wanted = len(held) - len(old) + (self._claim is not None or self._filling is not None)
+        room = 0 if job.job in self.short else self._generations - wanted
+        return old[-room:] if room > 0 else []
+
+    def _buffers(self, job: str) -> int:
+        """Generations that this slot may hold: while memory is short, no more than it must."""
+        return MIN_GENERATIONS if job in self.short else self._generations
 
     def _free(self, holding: DataHolding | ParityHolding, job: JobFacts, reason: str) -> Free:
         newer = job.committed is None or holding.version > job.committed
@@ -301,7 +334,11 @@ class SlotMachine:
             return []
         job = self.orders.job(trainer.job)
         reason = out_of_epoch(trainer, job)
-        if not reason and self._filling is None and len(self._mine(trainer)) < self._generations:
+        if (
+            not reason
+            and self._filling is None
+            and len(self._mine(trainer)) < self._buffers(trainer.job)
+        ):
             assert job is not None, "out_of_epoch said so"
             self._claim = None
             self._filling = Version(job.lineage, claim.step)
@@ -330,17 +367,13 @@ class SlotMachine:
         return group
 
     def _encodes(self) -> list[Encode]:
-        trainer = self.trainer
-        job = self.orders.job(trainer.job) if trainer else self._resident_job()
-        if job is None:
-            return []
-        versions = {d.version for d in self._data.values() if d.job == job.job}
-        return stripes_to_code(job, self.home, sorted(versions), self._slots())
-
-    def _resident_job(self) -> JobFacts | None:
-        """Without a trainer: the job whose data this slot holds."""
-        held = {d.job for d in self._data.values()}
-        return next((j for j in self.orders.jobs if j.job in held), None)
+        slots, tasks = self._slots(), []
+        for job in self.orders.jobs:
+            versions = sorted({d.version for d in self._data.values() if d.job == job.job})
+            if versions:
+                keepers = self.orders.keepers(job)
+                tasks += stripes_to_code(job, keepers, self.home, versions, slots)
+        return tasks
 
     # -- small parts
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from snapshotd.metadata import Group, ParityPlace
 from snapshotd.wire.protocol import grain_bytes
@@ -39,6 +40,7 @@ class Stripe:
     holders: tuple[int, ...]
 
 
+@lru_cache(maxsize=4096)
 def stripe(n: int, m: int, index: int) -> Stripe:
     """Stripe `index` (0 <= index < n) of a group of n members with m parity rows."""
     holders = tuple((index + row) % n for row in range(m))
@@ -52,11 +54,15 @@ def stripe(n: int, m: int, index: int) -> Stripe:
 
 def stripes(group: Group) -> tuple[Stripe, ...]:
     """All stripes of a group; none where it has no parity."""
-    if group.parity == 0:
-        return ()
-    return tuple(stripe(group.size, group.parity, j) for j in range(group.size))
+    return _stripes(group.size, group.parity)
 
 
+@lru_cache(maxsize=256)
+def _stripes(n: int, m: int) -> tuple[Stripe, ...]:
+    return tuple(stripe(n, m, j) for j in range(n)) if m else ()
+
+
+@lru_cache(maxsize=4096)
 def stripe_of_block(n: int, m: int, position: int, block: int) -> int:
     """Stripe in which block `block` of the shard at `position` stands."""
     return [j for j in range(n) if (position - j) % n >= m][block]
@@ -98,6 +104,6 @@ def places(group: Group, position: int) -> tuple[ParityPlace, ...]:
     return tuple(
         ParityPlace(group.shards, group.parity, s.index, row)
         for s in stripes(group)
-        for row, holder in enumerate(s.holders)
+        for row, holder in enumerate(s.holders[: group.rows])
         if holder == position
     )

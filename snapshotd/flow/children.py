@@ -8,6 +8,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+from snapshotd.wire.points import point
+
 log = logging.getLogger(__name__)
 
 FIRST_PAUSE_S = 0.1
@@ -43,7 +45,9 @@ class Children:
                 sys.executable, *self._arguments(slot), stdin=asyncio.subprocess.DEVNULL
             )
             self._processes[slot] = process
+            point("supervisor.child.started")
             code = await process.wait()
+            point("supervisor.child.ended")
             if time.monotonic() - began_s > STEADY_S:
                 pause_s = FIRST_PAUSE_S
             log.error("the SMP of slot %d ended with %d; again in %.1f s", slot, code, pause_s)
@@ -58,6 +62,7 @@ class Children:
         running = [p for p in self._processes.values() if p.returncode is None]
         for process in running:
             process.terminate()
+        point("supervisor.stop.asked")
         if not running:
             return
         _, late = await asyncio.wait(

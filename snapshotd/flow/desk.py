@@ -19,9 +19,11 @@ from snapshotd.rpc.convert import (
     check_rank,
     decision_id_from,
     decision_to,
+    ranges_from,
     version_to,
 )
 from snapshotd.rpc.trainers import TrainerSocket, refused
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
@@ -43,14 +45,14 @@ class TrainerDesk:
         socket: TrainerSocket,
         cluster_id: str,
         preflight: Preflight,
-        trainer_alive: Callable[[], bool],
+        lock_holder: Callable[[], str | None],
     ) -> None:
         self._smp = smp
         self._machine = smp.machine
         self._socket = socket
         self._cluster_id = cluster_id
         self._preflight = preflight
-        self._trainer_alive = trainer_alive
+        self._lock_holder = lock_holder
         self._identity = b""
         self._open: dict[str, int] = {}  # kind of question -> its request number
         self._reported: pb.Progress | None = None
@@ -66,6 +68,7 @@ class TrainerDesk:
         match body:
             case "restore":
                 self._machine.ask_restore(allow_fresh=message.restore.allow_fresh)
+                point("smp.restore.heard")
                 self._open["restore"] = message.request
             case "claim":
                 self._claim(message)
@@ -78,6 +81,7 @@ class TrainerDesk:
             case "query":
                 return pb.ToTrainer(progress=self._progress())
             case "detach":
+                point("smp.detach.heard")
                 self._smp.forget_trainer()
                 return self._accepted()
             case _:
@@ -98,25 +102,40 @@ class TrainerDesk:
 
     def _attach(self, identity: bytes, message: pb.ToDaemon) -> None:
         facts = trainer_facts(message)
-        if not self._trainer_alive():
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER,
-                "the trainer does not hold its lock in the run directory",
-                "Attach with snapshotd_client of this version",
-            )
+        self._check_lock(facts.incarnation)
         if message.attach.predicted_image_bytes:
             self._preflight(message.attach.predicted_image_bytes)
         self._smp.give_back_filling()
         self._machine.attach(facts)
+        self._smp.check_room(facts.job, message.attach.predicted_image_bytes)
+        point("smp.attach.taken")
         self._identity = identity
         self._open.clear()
         self._reported = None
         self._smp.wake()
 
+    def _check_lock(self, incarnation: str) -> None:
+        """A slot is its who holds the slot's lock, and has said in it who he is."""
+        holder = self._lock_holder()
+        if holder is None:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                "the trainer does not hold its lock in the run directory",
+                "Attach with snapshotd_client of this version",
+            )
+        if holder != incarnation:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"the lock of slot {self._machine.home.slot} is held by another trainer",
+                "Give each trainer of the node its own LOCAL_RANK, and use snapshotd_client of "
+                "this version",
+            )
+
     def _claim(self, message: pb.ToDaemon) -> None:
         claim = message.claim
         until_s = time.monotonic() + max(0.0, claim.patience_s)
         self._machine.claim(claim.step, claim.image_bytes, until_s)
+        point("smp.claim.heard")
         self._open["claim"] = message.request
 
     def _written(self, written: pb.Written) -> None:
@@ -135,7 +154,8 @@ class TrainerDesk:
                 f"an image of {written.image_bytes} bytes with a manifest of "
                 f"{written.manifest_bytes} in a buffer that was claimed for {filling.image_bytes}",
             )
-        self._smp.seal_filling(written.image_bytes, written.manifest_bytes)
+        trained = ranges_from(written.trained, written.image_bytes)
+        self._smp.seal_filling(written.image_bytes, written.manifest_bytes, trained)
 
     def _passed(self, step: int) -> None:
         self._machine.passed(step)
@@ -156,9 +176,12 @@ class TrainerDesk:
     async def deliver(self, answer: Answer | Deny) -> None:
         """What the machine decided about an open question."""
         if isinstance(answer, Deny):
+            point("smp.claim.denied")
             await self._reply("claim", pb.ToTrainer(skip=pb.Skip(reason=answer.reason)))
         else:
+            point("smp.answer.begun")
             await self._reply("restore", self._restored(answer))
+            point("smp.answer.sent")
 
     def _restored(self, answer: Answer) -> pb.ToTrainer:
         decision, trainer = answer.decision, self._machine.trainer
@@ -194,14 +217,19 @@ class TrainerDesk:
 
     def _progress(self) -> pb.Progress:
         trainer = self._machine.trainer
-        progress = pb.Progress(skipped=trainer.skipped if trainer else 0)
+        progress = pb.Progress(
+            skipped=trainer.skipped if trainer else 0,
+            repeated_now=self._smp.vault.repeats.in_a_row,
+        )
         job = self._machine.orders.job(trainer.job) if trainer else None
         if trainer is None or job is None:
             waits = self._machine.orders.waits.get(trainer.job, "") if trainer else ""
             progress.why_not = waits or "the node does not know the job yet"
             return progress
-        progress.why_not = self._machine.orders.waits.get(trainer.job, "")
-        progress.is_protected = 0 < job.lineage == job.committed_in
+        less = job.economy.rows_less
+        saving = f"memory is short: {less} parity block(s) a stripe less are kept" if less else ""
+        progress.why_not = self._machine.orders.waits.get(trainer.job, saving)
+        progress.is_protected = 0 < job.lineage == job.committed_in and not less
         progress.cadence.CopyFrom(
             node_pb2.Cadence(interval=job.cadence.interval, from_step=job.cadence.from_step)
         )

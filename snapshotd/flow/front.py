@@ -11,6 +11,7 @@ from snapshotd.flow.children import Children
 from snapshotd.flow.supervisor import Supervisor
 from snapshotd.rpc.convert import check_slot
 from snapshotd.rpc.trainers import TrainerSocket, refused
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import trainer_pb2 as pb
 
@@ -48,6 +49,7 @@ class FrontDesk:
             )
         slot = message.find.slot
         check_slot(slot)
+        point("supervisor.find.heard")
         self._children.ensure(slot)
         answer = self._answer(identity, message.request, slot)
         self._spawn(asyncio.get_running_loop().create_task(answer))

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import DecisionId, JobFacts
 from snapshotd.rpc.convert import job_from, job_to
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -64,12 +65,15 @@ class Records:
     def _write(self, job: JobFacts) -> None:
         path = self._directory / f"{quote(job.job, safe='')}{_SUFFIX}"
         half = path.with_suffix(".half")
+        point("supervisor.record.begun")
         try:
             with half.open("wb") as file:
                 file.write(job_to(job).SerializeToString())
                 file.flush()
                 os.fsync(file.fileno())
+            point("supervisor.record.half")
             half.replace(path)
+            point("supervisor.record.done")
         except OSError as error:
             log.error("the record of job %r cannot be written: %s", job.job, error)
 

@@ -7,6 +7,7 @@ threads. Tasks end in an event to the machine, never in a decision of their own.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Coroutine
@@ -25,21 +26,27 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
+from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import DamagedBytes, PeerError, SnapshotdError
+from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
-from snapshotd.memory.locks import trainer_alive
+from snapshotd.memory.locks import trainer_holding
+from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
+from snapshotd.telemetry.logs import ChangeLog
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
 
 STAGE_ATTEMPTS = 4
 STAGE_PAUSE_S = 0.25
+#: Memory that others take and give back announces itself to nobody.
+ROOM_CHECK_S = 3.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +68,17 @@ class Smp:
         transfers: Transfers,
         link: Link,
         trainer_lock: Path,
+        rooms: Rooms,
     ) -> None:
         self.machine = machine
         self.vault = vault
         self._transfers = transfers
         self._link = link
         self._trainer_lock = trainer_lock
+        self._rooms = rooms
+        self._waits_for_room = False
         self._wake = asyncio.Event()
+        self._rebuilding = ChangeLog(log)
         self._tasks: set[asyncio.Task[None]] = set()
         self._published: SlotFacts | None = None
         self._failure: BaseException | None = None
@@ -75,9 +86,11 @@ class Smp:
         self.filling: Filling | None = None
         self.address = ""
         vault.on_change = self.wake
+        vault.on_no_room = self._note_shortage
 
     def follow(self, orders: Orders) -> None:
         """The supervisor states what there is to know."""
+        point("smp.orders.heard")
         self.machine.orders = orders
         trainer = self.machine.trainer
         if trainer is not None and trainer.waiting:
@@ -90,13 +103,16 @@ class Smp:
 
     def check_trainer(self) -> None:
         """Let go of a trainer whose process is gone: the kernel has released its lock."""
-        if self.machine.trainer is not None and not trainer_alive(self._trainer_lock):
+        trainer = self.machine.trainer
+        if trainer is not None and trainer_holding(self._trainer_lock) != trainer.incarnation:
             log.info("the trainer of slot %d is gone", self.machine.home.slot)
             self.forget_trainer()
 
     def forget_trainer(self) -> None:
         """Its sealed generations stay; the buffer it was writing goes back."""
         self.machine.detach()
+        self.vault.repeats.forget()
+        point("smp.trainer.forgotten")
         self.give_back_filling()
         self.wake()
 
@@ -116,6 +132,7 @@ class Smp:
                 self._carry_out(instruction)
             for job in {i.holding.job for i in instructions if isinstance(i, Free)}:
                 self.start(self.vault.tidy(job))
+            self._watch_room()
             self._publish()
             if self.desk is not None:
                 await self.desk.report()
@@ -171,7 +188,39 @@ class Smp:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def check_room(self, job: str, image_bytes: int) -> None:
+        """A job begins that fits on the node, but perhaps not beside what else is there now."""
+        try:
+            self._rooms.check_all(image_bytes)
+        except NoRoom as error:
+            log.warning("job %s begins with less protection: %s", job, error)
+            self.machine.no_room(job, image_bytes)
+
+    def _note_shortage(self, job: str, image_bytes: int) -> None:
+        """Something did not fit. What never could is no shortage, and to be refused alone."""
+        with contextlib.suppress(NoRoom):
+            self._rooms.check_ever(image_bytes)
+            self.machine.no_room(job, image_bytes)
+        self.wake()
+
+    def _watch_room(self) -> None:
+        if self.machine.short and not self._waits_for_room:
+            self._waits_for_room = True
+            self.start(self._await_room())
+
     # -- tasks
+
+    async def _await_room(self) -> None:
+        """While memory is short, look now and then whether there is room for everything again."""
+        log.warning("memory is short for job(s) %s", ", ".join(sorted(self.machine.short)))
+        while self.machine.short:
+            await asyncio.sleep(ROOM_CHECK_S)
+            for job, image_bytes in list(self.machine.short.items()):
+                with contextlib.suppress(NoRoom):
+                    self._rooms.check_all(image_bytes)
+                    self.machine.room(job)
+                    log.info("there is room again for all of job %s", job)
+        self._waits_for_room = False
 
     async def _grant(self, grant: Grant) -> None:
         try:
@@ -189,21 +238,32 @@ class Smp:
             self.vault.give_back(segment)  # the trainer went away meanwhile
             return
         self.filling = Filling(segment, grant.version.step, grant.image_bytes)
+        point("smp.grant.begun")
         await self.desk.granted(segment)
+        point("smp.grant.sent")
 
-    def seal_filling(self, image_bytes: int, manifest_bytes: int) -> None:
+    def seal_filling(self, image_bytes: int, manifest_bytes: int, trained: Ranges) -> None:
         """The trainer has written its buffer: from now on it is not the trainer's any more."""
         filling, trainer = self.filling, self.machine.trainer
         assert filling is not None, "the desk has looked"
         assert trainer is not None, "a buffer is given back when its trainer goes"
         self.filling = None
-        self.start(self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes))
+        point("smp.written.heard")
+        seal = self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes, trained)
+        self.start(seal)
 
     async def _seal(
-        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+        self,
+        segment: Segment,
+        world: int,
+        image_bytes: int,
+        manifest_bytes: int,
+        trained: Ranges,
     ) -> None:
         holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+        self.vault.watch(segment, trained)
         self.vault.enter(segment)
+        point("smp.seal.entered")
         self.machine.sealed(holding)
 
     async def _not_granted(self, grant: Grant, reason: str) -> None:
@@ -224,14 +284,27 @@ class Smp:
             self.machine.encoded(task)
 
     async def _rebuild(self, task: Rebuild) -> None:
+        point("smp.rebuild.begun")
         try:
             await self._fetch(task.job, task.shard, task.version)
         except SnapshotdError as error:
-            log.warning("shard %d at %s is not rebuilt yet: %s", task.shard, task.version, error)
+            self._note_not_rebuilt(task, str(error))
             self.machine.rebuild_failed(task, time.monotonic())
         else:
-            log.info("shard %d at %s is rebuilt", task.shard, task.version)
+            self._rebuilding.forget(_subject(task))
+            log.info("%s is rebuilt", _subject(task))
+            point("smp.rebuild.done")
             self.machine.rebuilt(task)
+
+    def _note_not_rebuilt(self, task: Rebuild, reason: str) -> None:
+        """Once for each reason; while slots verify what they adopted, it is no trouble yet."""
+        peers = self.machine.orders.peers.items()
+        starting = sorted(str(home) for home, facts in peers if not facts.address)
+        if starting:
+            why = f"not rebuilt yet: {', '.join(starting)} still starting"
+            self._rebuilding.note(_subject(task), why)
+        else:
+            self._rebuilding.note(_subject(task), f"not rebuilt yet: {reason}", logging.WARNING)
 
     async def _stage(self, decision: Decision) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
@@ -239,6 +312,7 @@ class Smp:
         assert trainer is not None
         assert decision.restore is not None
         reason = ""
+        point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
@@ -251,6 +325,7 @@ class Smp:
                 log.warning("shard %d at %s: %s", trainer.shard, decision.restore, error)
                 reason = str(error)
             else:
+                point("smp.stage.done")
                 self.machine.staged(decision.id)
                 return
         self.machine.stage_failed(decision.id, reason)
@@ -273,6 +348,7 @@ class Smp:
     async def _verify(self, holding: DataHolding) -> None:
         with self.vault.reading(holding.job, holding.version, holding.shard) as segment:
             await asyncio.to_thread(segment.verify)
+        point("smp.stage.verified")
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""
@@ -281,3 +357,7 @@ class Smp:
         record = segment.record
         assert isinstance(record, seg.SealRecord)
         return segment, record
+
+
+def _subject(task: Rebuild) -> str:
+    return f"shard {task.shard} of job {task.job!r} at {task.version}"

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 from snapshotd import __version__
 from snapshotd.core.board import Board
-from snapshotd.core.protection import data_at, lacking
+from snapshotd.core.margin import further_losses
+from snapshotd.core.protection import Slots, data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
-from snapshotd.metadata import DataHolding, Decision, Home, JobFacts, SlotFacts, Version
+from snapshotd.metadata import DataHolding, Decision, Group, Home, JobFacts, SlotFacts, Version
 from snapshotd.rpc.convert import job_to, slot_to, version_to
 from snapshotd.wire.v1 import node_pb2 as pb
 
@@ -67,7 +68,8 @@ def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
         return f"epoch {job.epoch} is not released: {waits}"
     if job.committed is None:
         return "no snapshot is committed yet"
-    return sentence(_causes(job.decision, job.committed, board, now_s))
+    saving = _savings(job, board.slots(now_s)) if job.economy.rows_less else []
+    return sentence(saving + _causes(job.decision, job.committed, board, now_s))
 
 
 def _causes(decision: Decision, version: Version, board: Board, now_s: float) -> list[str]:
@@ -107,6 +109,20 @@ def node_status(board: Board, clock: Clock, now_s: float) -> pb.NodeStatus:
         shards=_shards(board, clock, now_s),
         jobs=[job_to(j) for j in board.jobs()],
         slots=[slot_to(s) for s in facts.slots],
+        groups=_groups(board, now_s),
+        notes=[note for s in facts.slots if (note := _standstill(s))],
+    )
+
+
+def _standstill(facts: SlotFacts) -> str:
+    """An alarm, not an error: the snapshots of a slot bring nothing new."""
+    count = facts.counters.repeated_now
+    if not count or facts.trainer is None:
+        return ""
+    return (
+        f"the last {count + 1} snapshots of shard {facts.trainer.shard} of job "
+        f"{facts.trainer.job!r} in slot {facts.slot} hold the very same tensors: its capture, or "
+        "its training, stands still"
     )
 
 
@@ -174,6 +190,59 @@ def _waits_for(
     if job is None or job.decision is None or not held:
         return []
     return _causes(job.decision, max(d.version for d in held), board, now_s)
+
+
+def _groups(board: Board, now_s: float) -> list[pb.GroupStatus]:
+    """How safe the restore point is in each group that this node is in, or stands in for."""
+    me = board.membership.node
+    slots = board.slots(now_s)
+    found = []
+    for job in board.jobs():
+        version = job.committed
+        if job.decision is None or version is None:
+            continue
+        keeping = board.keepers(job)
+        for group in job.decision.groups:
+            kept = [g for g in keeping if not set(g.shards).isdisjoint(group.shards)]
+            homes = [m.home for g in kept for m in g.members]
+            if me not in {home.node for home in homes}:
+                continue
+            missing = [why for g in kept for why in lacking(g, job.job, version, slots)]
+            why = [*_savings(job, slots), *_lost_homes(group, kept)]
+            found.append(
+                pb.GroupStatus(
+                    job=job.job,
+                    shards=group.shards,
+                    homes=[pb.Home(node=h.node, slot=h.slot) for h in homes],
+                    version=version_to(version),
+                    further_losses=further_losses(slots, job.job, version, group.shards),
+                    parity=group.parity,
+                    why=sentence(why + [f"{home} {what}" for home, what in missing]),
+                )
+            )
+    return found
+
+
+def _savings(job: JobFacts, slots: Slots) -> list[str]:
+    """What is given up because memory is short, and where it is."""
+    short = ", ".join(str(home) for home, facts in sorted(slots.items()) if job.job in facts.short)
+    found = [f"memory is short on {short}: no spare generations"] if short else []
+    if job.economy.rows_less:
+        found.append(
+            f"{job.economy.rows_less} parity block(s) a stripe are not kept to save memory"
+        )
+    return found
+
+
+def _lost_homes(group: Group, kept: list[Group]) -> list[str]:
+    """Whose shards are kept elsewhere now."""
+    homes = {(m.shard, m.home) for g in kept for m in g.members}
+    return [
+        f"{m.home} is lost, shard {m.shard} is kept on "
+        + " and ".join(str(home) for shard, home in sorted(homes) if shard == m.shard)
+        for m in group.members
+        if (m.shard, m.home) not in homes
+    ]
 
 
 def plan_reply(board: Board, job: str, now_s: float) -> pb.PlanReply:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from snapshotd.core.board import Board
 from snapshotd.core.membership import Refusal
 from snapshotd.errors import ConfigError, PeerError
+from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
 from snapshotd.metadata import DataHolding, NodeFacts, ParityHolding, SlotFacts
 from snapshotd.rpc.channels import Channels
@@ -23,16 +24,18 @@ from snapshotd.rpc.convert import node_to, orders_to
 from snapshotd.rpc.local import Mailbox
 from snapshotd.rpc.node import RefusedByPeer, exchange
 from snapshotd.telemetry.logs import ChangeLog
+from snapshotd.wire.points import point
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How often facts go out, and how long an answer may take."""
+    """How often facts go out, how long an answer may take, how long a peer may be silent."""
 
     heartbeat_s: float
     rpc_s: float
+    dead_s: float
 
 
 class Supervisor:
@@ -48,6 +51,7 @@ class Supervisor:
         self._news: dict[str, asyncio.Event] = {}
         self._linked: dict[int, asyncio.Event] = {}
         self._log = ChangeLog(log)
+        self._reach = Reach(log, pace.dead_s)
         self._spread_sequence = 0
         self.on_change: Callable[[], None] = lambda: None
 
@@ -56,6 +60,7 @@ class Supervisor:
     def hear(self, facts: NodeFacts) -> Refusal | None:
         """A peer states its facts."""
         refusal = self.board.hear(facts, time.monotonic())
+        point("supervisor.peer.heard")
         if refusal is not None:
             self._log.note(facts.address, refusal.reason, logging.WARNING)
         self._spread()
@@ -63,6 +68,7 @@ class Supervisor:
 
     def linked(self, slot: int, outbox: Mailbox) -> None:
         """An SMP has adopted its segments and is ready."""
+        point("supervisor.link.accepted")
         self._outboxes[slot] = outbox
         self._linked.setdefault(slot, asyncio.Event()).set()
 
@@ -74,6 +80,7 @@ class Supervisor:
     def slot_changed(self, facts: SlotFacts) -> None:
         """An SMP states its facts."""
         self.board.slot_changed(facts, time.monotonic())
+        point("supervisor.slot.heard")
         self._spread()
 
     def unlinked(self, slot: int, outbox: Mailbox) -> None:
@@ -100,6 +107,7 @@ class Supervisor:
             holdings += [*facts.data, *facts.parity]
         freed = sum(held.image_bytes for held in holdings if held.job == job)
         self.board.drop(job, time.monotonic())
+        point("supervisor.drop.heard")
         self._spread()
         return freed
 
@@ -120,12 +128,14 @@ class Supervisor:
         orders = orders_to(self.board.orders(time.monotonic()))
         for outbox in self._outboxes.values():
             outbox.put(orders)
+        point("supervisor.spread.ordered")
         self._records.keep(self.board.jobs())
         self._follow_membership()
         if self.board.facts.sequence != self._spread_sequence:
             self._spread_sequence = self.board.facts.sequence
             for event in self._news.values():
                 event.set()
+        point("supervisor.spread.told")
         self.on_change()
 
     def _follow_membership(self) -> None:
@@ -140,6 +150,7 @@ class Supervisor:
         for node in set(self._loops) - set(known):
             self._loops.pop(node).cancel()
             del self._news[node]
+            self._reach.forget(node)
 
     async def _talk_to(self, node: str) -> None:
         """Exchange facts with one peer: at each change, and at each heartbeat."""
@@ -168,9 +179,10 @@ class Supervisor:
                 raise ConfigError(str(error)) from error
             return False
         except PeerError as error:
-            self._log.note(node, f"not to be reached: {error}", logging.WARNING)
+            self._reach.failed(node, str(error), time.monotonic())
             return False
-        self._log.note(node, "")
+        self._reach.reached(node, time.monotonic())
+        point("supervisor.peer.told")
         self.hear(reply)
         return True
 
@@ -185,6 +197,10 @@ class Supervisor:
     def loops(self) -> Mapping[str, asyncio.Task[None]]:
         """The running conversations, by node: one that ends says why this node must not run."""
         return self._loops
+
+    def leave(self) -> None:
+        """The daemon is about to stop: peers that do, too, are not worth a line."""
+        self._reach.leave()
 
     async def stop(self) -> None:
         for task in self._loops.values():

@@ -22,6 +22,7 @@ from snapshotd.metadata import DataHolding, Home, ParityPlace, SlotFacts, Versio
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.block_service import What
 from snapshotd.rpc.convert import place_to
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -63,6 +64,7 @@ class Transfers:
         Raises:
             PeerError: a source or a holder failed. DamagedBytes, NoRoom: as they say.
         """
+        point("smp.encode.begun")
         group, version = task.group, task.version
         layout = stripe(group.size, group.parity, task.stripe)
         places = {r: ParityPlace(group.shards, group.parity, task.stripe, r) for r in task.rows}
@@ -96,8 +98,10 @@ class Transfers:
                 cleanup.callback(writers[row].cancel)
             digests = await self._code(task, lanes, own, writers, length)
             records = await self._records(task, peers, lanes, [s.position for s in layout.sources])
+            point("smp.encode.recorded")
             if own is not None:
                 await self._vault.seal_parity(own, records, length)
+                point("smp.encode.kept")
                 # From here on the vault may free it, and another task fill it.
                 unsealed.pop_all()
             await asyncio.gather(
@@ -113,6 +117,7 @@ class Transfers:
                     for row, writer in writers.items()
                 )
             )
+            point("smp.encode.acknowledged")
 
     async def _code(
         self,
@@ -128,13 +133,16 @@ class Transfers:
             for at in range(0, length, TRANSFER_BYTES):
                 count = min(TRANSFER_BYTES, length - at)
                 blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
+                point("smp.encode.gathered")
                 coded = await asyncio.to_thread(
                     self._codec.encode, task.group.data, task.group.parity, blocks, task.rows
                 )
+                point("smp.encode.coded")
                 for row, block in zip(task.rows, coded, strict=True):
                     digests[row].append(chunk_digests(memoryview(block), length))
                     if row in writers:
                         await writers[row].send(block)
+                        point("smp.encode.forwarded")
                     elif image is not None:
                         image[at : at + count] = block
         return {row: b"".join(parts) for row, parts in digests.items()}
@@ -194,12 +202,14 @@ class Transfers:
             )
             with ExitStack() as cleanup:
                 cleanup.callback(self._vault.give_back, segment)
+                point("smp.copy.begun")
                 with segment.image(held.image_bytes) as image:
                     at = 0
                     while at < held.image_bytes:
                         chunk = await reader.chunk()
                         image[at : at + len(chunk)] = chunk
                         at += len(chunk)
+                        point("smp.copy.chunk")
                 holding = await self._sealed_as(segment, record)
         finally:
             reader.cancel()
@@ -212,9 +222,11 @@ class Transfers:
         segment = await self._vault.begin_data(plan.job, plan.shard, plan.version, plan.image_bytes)
         with ExitStack() as cleanup:
             cleanup.callback(self._vault.give_back, segment)
+            point("smp.decode.begun")
             with segment.image(plan.image_bytes) as image:
                 for block in plan.blocks:
                     await self._decode_block(plan, block, peers, image)
+                    point("smp.decode.block")
             holding = await self._sealed_as(segment, record)
         self._vault.decoded_bytes += plan.image_bytes
         return holding
@@ -251,6 +263,7 @@ class Transfers:
                 )
                 start = block.extent.offset + at
                 image[start : start + count] = data
+                point("smp.decode.chunk")
 
     def _input(
         self, job: str, version: Version, wanted: BlockInput, length: int, peers: Peers
@@ -271,12 +284,14 @@ class Transfers:
         holding = await self._vault.seal_data(
             segment, record.world, record.image_bytes, record.manifest_bytes
         )
+        point("smp.fetch.sealed")
         if holding.content_digest != record.content_digest:
             raise DamagedBytes(
                 f"shard {record.shard} came out with digest {holding.content_digest.hex()}, "
                 f"its trainer sealed {record.content_digest.hex()}"
             )
         self._vault.enter(segment)
+        point("smp.fetch.entered")
         return holding
 
 

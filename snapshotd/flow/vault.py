@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from snapshotd.core.protection import parity_homes
+from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
-from snapshotd.errors import DamagedBytes, RequestError
+from snapshotd.errors import DamagedBytes, NoRoom, RequestError
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
@@ -22,6 +23,7 @@ from snapshotd.memory.states import Kind
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.convert import check_seal, malformed, place_from, version_from
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -50,8 +52,11 @@ class Vault:
         self.copied_bytes = 0
         self.decoded_bytes = 0
         self._quarantined = 0
+        self.repeats = Repeats()
         #: Called when a peer's request changed what is held here.
         self.on_change: Callable[[], None] = lambda: None
+        #: Called when a segment could not be had: job, bytes of its largest image.
+        self.on_no_room: Callable[[str, int], None] = lambda _job, _bytes: None
 
     # -- taking over
 
@@ -61,6 +66,7 @@ class Vault:
         for segment in self._arena.candidates():
             try:
                 await asyncio.to_thread(segment.verify)
+                point("smp.adopt.verified")
                 self.enter(segment)
             except (DamagedBytes, RequestError) as error:
                 self._condemn(segment, str(error))
@@ -93,10 +99,14 @@ class Vault:
             return
         reason = self._condemned.pop(segment, None)
         if reason is not None:
+            point("smp.quarantine.begun")
             self._arena.quarantine(segment, reason)
+            point("smp.quarantine.done")
         elif segment in self._doomed:
             self._doomed.remove(segment)
+            point("smp.free.forgotten")
             segment.free()
+            point("smp.free.headed")
 
     # -- filling
 
@@ -107,7 +117,8 @@ class Vault:
         def begin(segment: Segment) -> None:
             segment.begin_data(self._cluster_id, job, shard, version)
 
-        return await self._begun(Kind.DATA, image_bytes, record, begin)
+        with self._noting_shortage(job, image_bytes):
+            return await self._begun(Kind.DATA, image_bytes, record, begin)
 
     async def begin_parity(
         self, job: str, version: Version, place: ParityPlace, shard_bytes: Sequence[int]
@@ -119,7 +130,16 @@ class Vault:
         def begin(segment: Segment) -> None:
             segment.begin_parity(self._cluster_id, job, version, place)
 
-        return await self._begun(Kind.PARITY, image_bytes, record, begin)
+        with self._noting_shortage(job, max(shard_bytes)):
+            return await self._begun(Kind.PARITY, image_bytes, record, begin)
+
+    @contextmanager
+    def _noting_shortage(self, job: str, largest_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except NoRoom:
+            self.on_no_room(job, largest_bytes)
+            raise
 
     async def _begun(
         self, kind: Kind, image_bytes: int, record_bytes: int, begin: Callable[[Segment], None]
@@ -155,6 +175,22 @@ class Vault:
         assert isinstance(holding, DataHolding)
         return holding
 
+    def watch(self, segment: Segment, trained: Ranges) -> None:
+        """Hold a new snapshot's trained tensors against those of the one before."""
+        holding, before = describe(segment), self.repeats.in_a_row
+        assert isinstance(holding, DataHolding)
+        self.repeats.sealed(fingerprint(holding, trained, segment.record.grain_digests))
+        subject = f"shard {holding.shard} of job {holding.job!r}"
+        if self.repeats.in_a_row and not before:
+            log.warning(
+                "%s at %s has the very tensors of the snapshot before: does its capture, or its "
+                "training, stand still?",
+                subject,
+                holding.version,
+            )
+        elif before and not self.repeats.in_a_row:
+            log.info("%s changes again, after %d equal snapshots", subject, before)
+
     async def seal_parity(
         self, segment: Segment, group: list[seg.SealRecord], image_bytes: int
     ) -> None:
@@ -186,6 +222,7 @@ class Vault:
         """
         goes_on = self._machine.trainer is not None or any(key[0] == job for key in self._sealed)
         async with self._claiming:
+            point("smp.trim.begun")
             self._arena.trim(self._keep_free if goes_on else 0)
 
     def quarantine(self, holding: DataHolding | ParityHolding, reason: str) -> None:
@@ -253,6 +290,7 @@ class Vault:
         except BaseException:
             self._arriving.discard(key)
             raise
+        point("smp.store.opened")
         return IncomingBlock(self, segment, opening.image_bytes, key)
 
     def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> None:
@@ -264,7 +302,8 @@ class Vault:
                 f"parity of epoch {opening.epoch} came while job {opening.job!r} is at "
                 f"epoch {known} here",
             )
-        wanted = ((p, h) for g in job.decision.groups for p, h in parity_homes(g))
+        groups = (*job.decision.groups, *self._machine.orders.keepers(job))
+        wanted = ((p, h) for g in groups for p, h in parity_homes(g))
         if (place, self._machine.home) not in wanted:
             raise RequestError(
                 ErrorCode.OUT_OF_ORDER, f"{self._machine.home} is not to keep parity {place}"
@@ -299,6 +338,8 @@ class Vault:
             bytes_decoded=self.decoded_bytes,
             quarantined=self._quarantined,
             allocated_bytes=self._arena.allocated_bytes,
+            repeated_total=self.repeats.total,
+            repeated_now=self.repeats.in_a_row,
         )
 
     @property
@@ -337,9 +378,11 @@ class IncomingBlock:
             await asyncio.to_thread(
                 self._segment.seal_parity, list(record.group), self._image_bytes
             )
+            point("smp.store.sealed")
             if self._segment.record.grain_digests != record.grain_digests:
                 raise DamagedBytes("a parity block was damaged on its way: its digests differ")
             self._vault.replace(self._segment)
+            point("smp.store.replaced")
         finally:
             self._vault.arrived(self._key)
             self._vault.give_back(self._segment)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshotd.errors import ConfigError, NoRoom, SnapshotdError
+from snapshotd.wire.points import point
 
 PAGE_BYTES: Final = mmap.PAGESIZE
 
@@ -50,7 +51,9 @@ def allocate(path: Path, first_page: bytes, size_bytes: int) -> None:
     unfinished = path.with_name(path.name + UNFINISHED_SUFFIX)
     try:
         _fill(unfinished, first_page, size_bytes)
+        point("smp.allocate.filled")
         unfinished.rename(path)
+        point("smp.allocate.named")
     except FileExistsError:
         raise
     except OSError as error:
@@ -62,6 +65,7 @@ def _fill(path: Path, first_page: bytes, size_bytes: int) -> None:
     with ExitStack() as undo:
         undo.callback(path.unlink)
         with os.fdopen(descriptor, "r+b", buffering=0):
+            point("smp.allocate.created")
             os.posix_fallocate(descriptor, 0, size_bytes)
             os.pwrite(descriptor, first_page, 0)
         undo.pop_all()

@@ -16,6 +16,7 @@ from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import DirectoryLock
 from snapshotd.memory.segment import Segment, create_file, file_bytes
 from snapshotd.memory.states import Kind, State
+from snapshotd.wire.points import point
 
 _log = logging.getLogger(__name__)
 
@@ -93,7 +94,9 @@ class Arena:
             try:
                 self._lock.acquire()
                 undo.callback(self.close)
+                point("smp.arena.owned")
                 self._remove_unfinished()
+                point("smp.arena.cleaned")
                 quarantined = self._adopt()
             except OSError as error:
                 raise explain(error, self._directory) from error
@@ -148,6 +151,7 @@ class Arena:
             surplus = [segment for kind in Kind for segment in self._by_size(kind)[keep_free:]]
             for segment in surplus:
                 self._remove(segment)
+                point("smp.trim.removed")
         return sum(segment.size_bytes for segment in surplus)
 
     def close(self) -> None:
@@ -187,6 +191,7 @@ class Arena:
                 quarantined.append(_remove_foreign(path, error.what))
                 continue
             self._segments.append(segment)
+            point("smp.adopt.opened")
             if segment.state is State.WRITING:
                 segment.free()
         return tuple(quarantined)
@@ -213,6 +218,7 @@ class Arena:
         with self._books:
             self._segments.append(segment)
         segment.touch()
+        point("smp.allocate.touched")
         return segment
 
     def _give_way(self, kind: Kind) -> bool:

@@ -13,8 +13,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
+import psutil
+
 from snapshotd.errors import NoRoom
 from snapshotd.memory.allocation import explain
+from snapshotd.memory.cgroup import cgroup_left_bytes
+
+#: Never taken from a machine: for its other processes to go on.
+KEPT_AVAILABLE_BYTES: Final = 64 << 20
 
 _LOCK_NAME: Final = ".budget.lock"
 
@@ -55,11 +61,18 @@ class Budget:
         Waits for other processes that are within theirs.
 
         Raises:
-            NoRoom: the budget does not have that much left.
+            NoRoom: the budget, or the machine, does not have that much left.
             ConfigError: `shm_dir` is read-only or forbidden.
         """
         with self._lock():
-            used = self.used_bytes()
+            used, available = self.used_bytes(), _available_bytes()
+            if count_bytes > available:
+                raise NoRoom(
+                    f"{self._shm_dir}: needs {count_bytes} bytes, the machine or its control group "
+                    f"has {available} available",
+                    "free memory of the machine, raise the control group's limit, or lower "
+                    "memory_budget",
+                )
             if used + count_bytes > self._limit_bytes:
                 raise NoRoom(
                     f"{self._shm_dir}: needs {count_bytes} bytes, budget {self._limit_bytes}, "
@@ -81,6 +94,13 @@ class Budget:
             yield
         finally:
             os.close(descriptor)
+
+
+def _available_bytes() -> int:
+    """What can be had without the kernel having to kill somebody for it."""
+    available = psutil.virtual_memory().available - KEPT_AVAILABLE_BYTES
+    left = cgroup_left_bytes()
+    return max(0, available if left is None else min(available, left))
 
 
 def _allocated_bytes(path: Path) -> int:

@@ -38,16 +38,24 @@ def cgroup_left_bytes(
     Returns:
         None where there is no limit, or no cgroup.
     """
+    found = (_left_bytes(*place) for place in _places(membership, mount))
+    return min((left for left in found if left is not None), default=None)
+
+
+def cgroup_limit_bytes(
+    membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """The tightest memory limit itself; arguments and None as for `cgroup_left_bytes`."""
+    found = (_limit_bytes(*place) for place in _places(membership, mount))
+    return min((limit for limit in found if limit is not None), default=None)
+
+
+def _places(membership: Path, mount: Path) -> Iterator[tuple[Path, _Files]]:
     try:
         lines = membership.read_text().splitlines()
     except OSError:
-        return None
-    found = [
-        left
-        for directory, files in _directories(lines, mount)
-        if (left := _left_bytes(directory, files)) is not None
-    ]
-    return min(found, default=None)
+        return
+    yield from _directories(lines, mount)
 
 
 def _directories(lines: list[str], mount: Path) -> Iterator[tuple[Path, _Files]]:
@@ -66,11 +74,16 @@ def _directories(lines: list[str], mount: Path) -> Iterator[tuple[Path, _Files]]
 
 
 def _left_bytes(directory: Path, files: _Files) -> int | None:
-    limit = _number(directory / files.limit)
+    limit = _limit_bytes(directory, files)
     usage = _number(directory / files.usage)
-    if limit is None or usage is None or limit >= _UNLIMITED_BYTES:
+    if limit is None or usage is None:
         return None
     return max(0, limit - usage + _reclaimable(directory / "memory.stat", files.reclaimable))
+
+
+def _limit_bytes(directory: Path, files: _Files) -> int | None:
+    limit = _number(directory / files.limit)
+    return None if limit is None or limit >= _UNLIMITED_BYTES else limit
 
 
 def _number(path: Path) -> int | None:

@@ -16,12 +16,14 @@ from snapshotd.errors import CallerError
 
 LOCK_NAME: Final = "lock"
 
+_MAX_INCARNATION_BYTES: Final = 256
+
 #: struct flock of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK: Final = struct.Struct("@hhqqi4x")
 
 
-def trainer_alive(lock_file: Path) -> bool:
-    """Whether any other process holds a POSIX record lock on byte 0 of `lock_file`.
+def trainer_holding(lock_file: Path) -> str | None:
+    """The incarnation of the trainer that holds a POSIX record lock on byte 0 of `lock_file`.
 
     The lock is asked about, never taken, so asking cannot disturb the holder. POSIX record locks
     and not flock, because a forked DataLoader worker inherits a flock and would keep a dead
@@ -31,20 +33,26 @@ def trainer_alive(lock_file: Path) -> bool:
     Args:
         lock_file: a missing file counts as nobody alive.
 
+    Returns:
+        What the holder wrote into the file, "" before it did; None where nobody holds the lock.
+
     Raises:
         OSError: the file cannot be opened for another reason than its absence.
     """
     try:
         descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return False
+        return None
     try:
         question = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
         answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, question)
+        written = os.pread(descriptor, _MAX_INCARNATION_BYTES, 0)
     finally:
         os.close(descriptor)
     # The pid in the answer means nothing across pid namespaces; the type does.
-    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+    if _FLOCK.unpack(answer)[0] == fcntl.F_UNLCK:
+        return None
+    return written.decode("utf-8", "replace").strip()
 
 
 class DirectoryLock:

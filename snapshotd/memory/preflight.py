@@ -14,7 +14,7 @@ from snapshotd.errors import NoRoom
 from snapshotd.memory.allocation import PAGE_BYTES, explain, pages
 from snapshotd.memory.arena import capacity_bytes
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.cgroup import cgroup_left_bytes
+from snapshotd.memory.cgroup import cgroup_left_bytes, cgroup_limit_bytes
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import DESCRIPTORS_PER_SEGMENT, file_bytes
 from snapshotd.wire.protocol import grain_bytes
@@ -128,6 +128,52 @@ def measure_room(shm_dir: Path, budget: Budget) -> Room:
         memory_available_bytes=psutil.virtual_memory().available,
         cgroup_left_bytes=cgroup_left_bytes(),
         descriptors_left=_descriptors_left(),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a node has at all, bytes.
+
+    Attributes:
+        memory: of the machine.
+        cgroup: tightest limit of a control group; None without one.
+        tmpfs: size of the file system of shm_dir.
+    """
+
+    memory: int
+    cgroup: int | None
+    tmpfs: int
+
+
+def measure_limits(shm_dir: Path) -> Limits:
+    """Ask the system.
+
+    Raises:
+        SnapshotdError: `shm_dir` cannot be looked at.
+    """
+    try:
+        stat = os.statvfs(shm_dir)
+    except OSError as error:
+        raise explain(error, shm_dir) from error
+    return Limits(
+        memory=psutil.virtual_memory().total,
+        cgroup=cgroup_limit_bytes(),
+        tmpfs=stat.f_blocks * stat.f_frsize,
+    )
+
+
+def beyond(budget_bytes: int, limits: Limits) -> tuple[str, ...]:
+    """A sentence for each limit that a memory_budget is above: it can never be used up."""
+    known = (
+        ("the machine's memory", limits.memory, "lower it"),
+        ("the memory limit of the control group", limits.cgroup, "lower it, or raise that limit"),
+        ("the tmpfs of shm_dir", limits.tmpfs, "lower it, or enlarge the tmpfs"),
+    )
+    return tuple(
+        f"memory_budget of {budget_bytes} bytes is above {name} of {limit} bytes: {remedy}"
+        for name, limit, remedy in known
+        if limit is not None and budget_bytes > limit
     )
 
 

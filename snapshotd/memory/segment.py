@@ -29,6 +29,7 @@ from snapshotd.memory.records import (
 )
 from snapshotd.memory.states import Kind, State, check_change
 from snapshotd.metadata import ParityPlace, Version
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES
 from snapshotd.wire.segment import SegmentFormatError, decode_header, encode_header
 from snapshotd.wire.v1.segment_pb2 import ParityRecord, SealRecord, SegmentHeader
@@ -209,6 +210,7 @@ class Segment:
             )
         with self.image(image_bytes) as image:
             record = seal_record(self._header, image, world, manifest_bytes)
+        point("smp.seal.digested")
         self._seal(record)
         return record
 
@@ -226,6 +228,7 @@ class Segment:
         self._check_change(State.SEALED)
         with self.image(image_bytes) as image:
             record = parity_record(self._header, image, group)
+        point("smp.parity.digested")
         self._seal(record)
         return record
 
@@ -321,6 +324,7 @@ class Segment:
             header.job = job
             header.version.CopyFrom(version_message(version))
             self._replace_header(State.WRITING, header)
+            point("smp.begin.headed")
         finally:
             # Used up whatever comes of it; last, so that nobody can claim it in between.
             self._claimed = False
@@ -338,8 +342,10 @@ class Segment:
         header.image_bytes = record.image_bytes
         header.record_bytes = len(encoded)
         header.record_digest = xxhash.xxh3_128_digest(encoded)
+        point("smp.seal.recorded")
         # Last, so that SEALED is said of nothing that is not there.
         self._replace_header(State.SEALED, header)
+        point("smp.seal.headed")
         self._record = record
 
     def _replace_header(self, state: State, header: SegmentHeader) -> None:

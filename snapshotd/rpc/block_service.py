@@ -20,6 +20,7 @@ from snapshotd.errors import DamagedBytes, NoRoom, PeerError, RequestError, Snap
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.channels import OPTIONS
 from snapshotd.rpc.convert import malformed, place_from, version_from
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
@@ -126,6 +127,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
                 yield pb.ReadReply(seal=record)
             else:
                 yield pb.ReadReply(parity=record)
+            point("smp.read.begun")
             end = request.offset + request.bytes
             with sealed.image(record.image_bytes) as image:
                 for at in range(request.offset, end, TRANSFER_BYTES):
@@ -134,6 +136,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
                     check_range(memoryview(chunk), at, record.image_bytes, record.grain_digests)
                     yield pb.ReadReply(chunk=chunk)
                     self._store.sent(len(chunk))
+                    point("smp.read.sent")
 
     async def Store(  # noqa: N802  # the name in the .proto
         self,
@@ -161,6 +164,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             with incoming.image as image:
                 record = await self._fill(image, requests)
             await incoming.finish(record)
+            point("smp.store.finished")
         except BaseException:
             incoming.abandon()
             raise
@@ -180,6 +184,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             image[at : at + len(chunk)] = chunk
             at += len(chunk)
             self._store.received(len(chunk))
+            point("smp.store.written")
         raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
 
     async def _next(self, requests: AsyncIterator[pb.StoreRequest]) -> pb.StoreRequest | None:

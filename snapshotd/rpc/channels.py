@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import grpc
 import grpc.aio
@@ -11,15 +12,20 @@ import grpc.aio
 from snapshotd.errors import PeerError
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 
-#: A port must be ours alone. A peer that was away must be found again within a second of its
-#: return; the "minimum" is how long one attempt may take, and a busy node takes its time.
+#: One attempt to connect: a busy node takes its time.
+CONNECT_ATTEMPT_S: Final = 5.0
+#: Pauses between attempts. A peer that was away is to be found again within a second of its return.
+RECONNECT_FIRST_S: Final = 0.1
+RECONNECT_LAST_S: Final = 1.0
+
+#: A port must be ours alone. What gRPC calls the minimum is how long one attempt may take.
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_CONTROL_BYTES),
     ("grpc.max_send_message_length", MAX_CONTROL_BYTES),
     ("grpc.so_reuseport", 0),
-    ("grpc.min_reconnect_backoff_ms", 5000),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.min_reconnect_backoff_ms", round(CONNECT_ATTEMPT_S * 1000)),
+    ("grpc.initial_reconnect_backoff_ms", round(RECONNECT_FIRST_S * 1000)),
+    ("grpc.max_reconnect_backoff_ms", round(RECONNECT_LAST_S * 1000)),
     ("grpc.enable_http_proxy", 0),
 )
 

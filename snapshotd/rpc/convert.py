@@ -6,6 +6,7 @@ digests have their length, and no count is beyond what any cluster has.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 from urllib.parse import quote
 
@@ -16,6 +17,7 @@ from snapshotd.metadata import (
     DataHolding,
     Decision,
     DecisionId,
+    Economy,
     Group,
     Home,
     JobFacts,
@@ -24,6 +26,7 @@ from snapshotd.metadata import (
     Orders,
     ParityHolding,
     ParityPlace,
+    RefusalKind,
     SlotCounters,
     SlotFacts,
     Tier,
@@ -107,6 +110,17 @@ def check_seal(record: seg.SealRecord) -> None:
         )
 
 
+def ranges_from(
+    extents: Iterable[seg.StorageExtent], image_bytes: int
+) -> tuple[tuple[int, int], ...]:
+    """Byte ranges [start, end) of an image, in order and apart. Raises RequestError."""
+    ranges = tuple((e.image_offset, e.image_offset + e.bytes) for e in extents)
+    places = [place for pair in ranges for place in pair]
+    if places != sorted(places) or (places and places[-1] > image_bytes):
+        raise malformed(f"tensors out of order or beyond an image of {image_bytes} bytes")
+    return ranges
+
+
 def version_to(v: Version) -> seg.Version:
     return seg.Version(epoch=v.epoch, step=v.step)
 
@@ -134,7 +148,7 @@ def place_from(m: seg.ParityPlace) -> ParityPlace:
 
 def group_to(g: Group) -> pb.Group:
     members = [pb.Member(shard=m.shard, home=_home_to(m.home)) for m in g.members]
-    return pb.Group(members=members, parity=g.parity)
+    return pb.Group(members=members, parity=g.parity, unkept=g.unkept)
 
 
 def _home_to(h: Home) -> pb.Home:
@@ -143,11 +157,13 @@ def _home_to(h: Home) -> pb.Home:
 
 def _group_from(m: pb.Group) -> Group:
     members = tuple(Member(x.shard, Home(x.home.node, x.home.slot)) for x in m.members)
-    if not 0 < len(members) <= MAX_MEMBERS or m.parity >= len(members):
-        raise malformed(f"a group of {len(members)} with {m.parity} parity blocks")
+    for member in members:
+        check_slot(member.home.slot)
+    if not 0 < len(members) <= MAX_MEMBERS or not m.unkept <= m.parity < len(members):
+        raise malformed(f"a group of {len(members)} with {m.parity} - {m.unkept} parity blocks")
     if list(members) != sorted(set(members)):
         raise malformed("a group's members are not in order, or not distinct")
-    return Group(members, m.parity)
+    return Group(members, m.parity, m.unkept)
 
 
 def decision_id_to(i: DecisionId) -> pb.DecisionId:
@@ -167,6 +183,7 @@ def decision_to(d: Decision) -> pb.Decision:
         incarnations=[pb.Incarnation(shard=s, id=i) for s, i in enumerate(d.incarnations)],
         tier=pb.Tier.Name(d.tier.value),
         committed=version_to(d.committed) if d.committed else None,
+        refusal_kind=pb.RefusalKind.Name(d.refusal_kind.value) if d.refusal_kind else None,
     )
     if d.refusal:
         message.refusal = d.refusal
@@ -193,9 +210,18 @@ def decision_from(m: pb.Decision) -> Decision:
         incarnations=tuple(i.id for i in m.incarnations),
         restore=version_from(m.restore) if outcome == "restore" else None,
         refusal=m.refusal,
+        refusal_kind=_refusal_kind(m) if m.refusal else None,
         tier=Tier(m.tier),
         committed=version_from(m.committed) if m.HasField("committed") else None,
     )
+
+
+def _refusal_kind(m: pb.Decision) -> RefusalKind:
+    if m.refusal_kind == pb.REFUSAL_KIND_UNSPECIFIED:
+        return RefusalKind.LOST  # a record that an earlier daemon wrote
+    if m.refusal_kind not in {k.value for k in RefusalKind}:
+        raise malformed(f"a refusal of unknown kind {m.refusal_kind}")
+    return RefusalKind(m.refusal_kind)
 
 
 def data_to(d: DataHolding) -> pb.DataHolding:
@@ -299,6 +325,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         data=[data_to(d) for d in s.data],
         parity=[parity_to(p) for p in s.parity],
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
+        short=s.short,
     )
 
 
@@ -311,6 +338,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         data=tuple(_data_from(d) for d in m.data),
         parity=tuple(_parity_from(p) for p in m.parity),
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
+        short=tuple(m.short),
     )
 
 
@@ -324,6 +352,7 @@ def job_to(j: JobFacts) -> pb.JobFacts:
         committed_in=j.committed_in,
         decision=decision_to(j.decision) if j.decision else None,
         cadence=pb.Cadence(interval=j.cadence.interval, from_step=j.cadence.from_step),
+        economy=pb.Economy(serial=j.economy.serial, rows_less=j.economy.rows_less),
     )
 
 
@@ -340,6 +369,7 @@ def job_from(m: pb.JobFacts) -> JobFacts:
         committed_in=m.committed_in,
         decision=decision_from(m.decision) if m.HasField("decision") else None,
         cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
+        economy=Economy(m.economy.serial, m.economy.rows_less),
     )
 
 
@@ -382,9 +412,14 @@ def orders_to(o: Orders) -> pb.Orders:
         jobs=[job_to(j) for j in o.jobs],
         peers=[pb.PeerSlot(node=h.node, facts=slot_to(f)) for h, f in sorted(o.peers.items())],
         waits=o.waits,
+        shelters=[
+            pb.Shelter(job=job, groups=[group_to(g) for g in groups])
+            for job, groups in sorted(o.shelters.items())
+        ],
     )
 
 
 def orders_from(m: pb.Orders) -> Orders:
     peers = {Home(p.node, p.facts.slot): slot_from(p.facts) for p in m.peers}
-    return Orders(tuple(job_from(j) for j in m.jobs), peers, dict(m.waits))
+    shelters = {s.job: tuple(_group_from(g) for g in s.groups) for s in m.shelters}
+    return Orders(tuple(job_from(j) for j in m.jobs), peers, dict(m.waits), shelters)

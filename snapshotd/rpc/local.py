@@ -19,6 +19,7 @@ from snapshotd.metadata import Orders, SlotFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, peer_errors
 from snapshotd.rpc.convert import malformed, orders_from, slot_from, slot_to
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 
@@ -144,3 +145,4 @@ class Link:
             facts = await self._outbox.take()
             assert isinstance(facts, pb.SlotFacts)
             await call.write(facts)
+            point("smp.facts.sent")

@@ -46,6 +46,7 @@ class ErrorCode(StrEnum):
     STEP_BACKWARDS = "step-backwards"
     LOST = "lost"
     CANNOT_PROTECT = "cannot-protect"
+    OTHER_WORLD = "other-world"
     BUSY = "busy"
     INTERNAL = "internal"
 

@@ -123,12 +123,15 @@ class Node:
 class Cluster:
     """Some nodes of one cluster. Everything is removed in the end."""
 
-    def __init__(self, parity: int = 1, group_size: int = 4, **settings: object) -> None:
+    def __init__(
+        self, parity: int = 1, group_size: int = 4, replace_s: float = 60.0, **settings: object
+    ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="sd-"))
         self.shm = Path(tempfile.mkdtemp(prefix="snapshotd-test-", dir="/dev/shm"))
         self.nodes: dict[str, Node] = {}
         self._parity = parity
         self._group_size = group_size
+        self._timeouts = {**TIMEOUTS, "replace_s": replace_s}
         self._settings = settings
         # Its own among all clusters of this process, and most likely of all test runs.
         self._subnet = f"127.{64 + os.getpid() % 128}.{next(_clusters) % 250}"
@@ -166,7 +169,7 @@ class Cluster:
         lines += ["[peers]", *(f'{n.name} = "{n.address}"' for n in seeds)]
         lines += ["[protection]", f"group_size = {self._group_size}", f"parity = {self._parity}"]
         lines += ["unprotected_bound_s = 2.0", "[timeouts]"]
-        lines += [f"{key} = {value}" for key, value in TIMEOUTS.items()]
+        lines += [f"{key} = {value}" for key, value in self._timeouts.items()]
         return "\n".join(lines) + "\n"
 
     def start(self, count: int) -> list[Node]:

@@ -19,7 +19,7 @@ import snapshotd_client.channel
 import snapshotd_client.snapshotter
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import trainer_pb2 as tp
-from snapshotd_client import Refused, SnapshotLost, StateChanged, WrongUse
+from snapshotd_client import CannotProtect, Refused, StateChanged, WorldChanged, WrongUse
 from snapshotd_client.channel import TrainerLock
 from tests.integration import wires
 from tests.integration.cluster import Node, eventually
@@ -140,7 +140,7 @@ def test_attaching_with_facts_that_cannot_be(
 def rogue(node: Node) -> Iterator[wires.Trainer]:
     """A trainer of its own job that holds its lock and is attached, on slot 1."""
     path = slot_1(node)
-    lock = TrainerLock(node.run_dir, 1)
+    lock = TrainerLock(node.run_dir, 1, "rogue")
     # The lock is this process's, as the steady job's are, so it is free here.
     lock.acquire()
     with wires.trainer(path, "rogue") as line:
@@ -176,7 +176,7 @@ def lone(steady: Steady) -> Iterator[Node]:
 def attached(lone: Node) -> Iterator[wires.Trainer]:
     """A trainer that is attached to it, and whose restore() was answered."""
     path = slot_1(lone)
-    lock = TrainerLock(lone.run_dir, 1)
+    lock = TrainerLock(lone.run_dir, 1, "one")
     lock.acquire()
     with wires.trainer(path, "one") as line:
         line.ask(attach=tp.Attach(job="mine", run_id="r", shard=0, world=1))
@@ -253,7 +253,9 @@ def test_two_processes_with_one_local_rank(
 
 
 def test_one_rank_on_two_nodes(steady: Steady, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(snapshotd_client.snapshotter, "CONNECT_TIMEOUT_S", 1.0)
+    for node in steady.nodes:
+        slot_1(node)  # an SMP that has yet to start may take longer than the refusal
+    monkeypatch.setattr(snapshotd_client.snapshotter, "CONNECT_TIMEOUT_S", 2.0)
     first, second = Rank(0, 2), Rank(0, 2)
     first.attach(steady.nodes[0], 1, "twins")
     assert first.snap is not None
@@ -269,7 +271,7 @@ def test_one_rank_on_two_nodes(steady: Steady, monkeypatch: pytest.MonkeyPatch) 
         return bool(errors)
 
     with futures.ThreadPoolExecutor(1) as pool:
-        waits = pool.submit(first.snap.restore, timeout_s=4.0)
+        waits = pool.submit(first.snap.restore, timeout_s=8.0)
         eventually("the second is refused", is_refused)
         assert "not yet: shard 1" in str(waits.exception())
     assert errors[0].code == "duplicate-rank"
@@ -286,10 +288,24 @@ def test_another_world_than_was_saved(steady: Steady) -> None:
     lone = Rank(0, 1)
     lone.attach(steady.nodes[0], 1, "worlds")
     assert lone.snap is not None
-    with pytest.raises(SnapshotLost) as caught:
+    with pytest.raises(WorldChanged) as caught:
         lone.snap.restore()
-    said = str(caught.value)
-    assert "too few" in said or "was saved by 2 ranks and 1 ask" in said
+    assert caught.value.code == "other-world"
+    assert "was saved by 2 ranks and 1 ask" in caught.value.what
+    assert "the number of ranks that saved it" in caught.value.remedy
+    lone.vanish()
+
+
+@pytest.mark.parametrize("on_lost", ["raise", "fresh"])
+def test_too_few_nodes_for_the_parity(steady: Steady, on_lost: str) -> None:
+    lone = Rank(0, 1)
+    lone.attach(steady.nodes[0], 1, "alone")
+    assert lone.snap is not None
+    with pytest.raises(CannotProtect) as caught:
+        lone.snap.restore(on_lost=on_lost)
+    assert caught.value.code == "cannot-protect"
+    assert "at least 2 nodes" in caught.value.what
+    assert "on_lost" not in str(caught.value)
     lone.vanish()
 
 

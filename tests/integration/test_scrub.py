@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-from snapshotd.memory.segment import Segment
 from snapshotd.wire.protocol import HEADER_BYTES
-from tests.integration.cluster import Cluster, Node, eventually
-from tests.integration.ranks import Job, homes, segment_files
-
-
-def committed_file(node: Node, kind: str) -> Path:
-    """The one sealed segment of a kind: after the last commit the other one is free."""
-    for path in segment_files(node):
-        segment = Segment.open(path)
-        sealed = segment.state.name == "SEALED"
-        segment.close()
-        if sealed and path.name.startswith(kind):
-            return path
-    raise AssertionError(f"{node.name} holds no sealed {kind}")
-
-
-def flip(path: Path, offset: int) -> None:
-    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapped:
-        mapped[offset] ^= 0x10
+from tests.integration.cluster import Cluster, eventually
+from tests.integration.damage import committed_file, flip
+from tests.integration.ranks import Job, homes
 
 
 @pytest.mark.parametrize("kind", ["data", "parity"])

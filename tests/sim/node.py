@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 SUSPECT_S, DEAD_S, HEARTBEAT_S = 1.0, 3.0, 0.7
+REPLACE_S = 6.0  # the group shrinks when no replacement has come
 FLUSH_S = 0.02  # facts and orders that change together travel together
 
 
@@ -252,8 +253,16 @@ class Node:
             seeds={s: s for s in self.seeds},
             suspect_s=SUSPECT_S,
             dead_s=DEAD_S,
+            started_s=self.cluster.clock.now_s,
         )
-        policy = Policy(setup.nodes, setup.parity, patience_s=4.0, max_interval=4)
+        policy = Policy(
+            setup.nodes,
+            setup.parity,
+            patience_s=4.0,
+            max_interval=4,
+            dead_s=DEAD_S,
+            replace_s=REPLACE_S,
+        )
         self.board = Board(membership, policy, self.records)
         self._ordered = None
         self.board.conclude(self.cluster.clock.now_s)

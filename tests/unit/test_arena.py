@@ -16,7 +16,7 @@ import pytest
 from snapshotd.errors import CallerError, ConfigError, NoRoom
 from snapshotd.memory.arena import Arena, capacity_bytes
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.locks import DirectoryLock, trainer_alive
+from snapshotd.memory.locks import DirectoryLock, trainer_holding
 from snapshotd.memory.segment import Segment
 from snapshotd.memory.states import Kind, State
 from snapshotd.metadata import Version
@@ -514,21 +514,21 @@ _HOLD_LOCK = """
 
 def test_a_trainer_is_alive_while_it_holds_its_lock(shm_path: Path) -> None:
     lock = shm_path / "trainer-0.lock"
-    assert not trainer_alive(lock)
+    assert trainer_holding(lock) is None
     with child(_HOLD_LOCK, lock, "alone") as process:
-        assert trainer_alive(lock)
-        assert trainer_alive(lock)
+        assert trainer_holding(lock) is not None
+        assert trainer_holding(lock) is not None
         process.kill()
         process.wait()
-        assert not trainer_alive(lock)
+        assert trainer_holding(lock) is None
     assert lock.exists()
 
 
 def test_a_forked_loader_does_not_keep_a_dead_trainer_alive(shm_path: Path) -> None:
     lock = shm_path / "trainer-0.lock"
     with child(_HOLD_LOCK, lock, "fork") as process:
-        assert trainer_alive(lock)
+        assert trainer_holding(lock) is not None
         process.kill()
         process.wait()
         # The forked process lives: it still waits for a line on the same pipe.
-        assert not trainer_alive(lock)
+        assert trainer_holding(lock) is None

@@ -39,6 +39,7 @@ class Answers(node_pb2_grpc.NodeServicer):
         )
         status.budget_bytes, status.allocated_bytes = 4 << 30, 1 << 30
         status.health_reason = "shard 3 is unprotected for 61 s"
+        status.notes.append("shard 3 stands still")
         status.members.add(node="n1", address="h:1", state="dead", silent_s=9, reason="silent")
         shard = status.shards.add(job="gpt", shard=3, why_not="n1 is lost", waits_for=["n1"])
         generation = shard.generations.add(state="sealed", age_s=2.5, bytes=3 << 20)
@@ -89,7 +90,10 @@ def test_config_show(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert shown["peers.n1"]["value"] == "h:2"
     assert shown["timeouts.rpc_s"]["value"] == 11.0
     assert main(["config", "show", "--config", str(file)]) == 0
-    assert f"{file}:3" in capsys.readouterr().out
+    table = capsys.readouterr().out
+    assert f"{file}:3" in table
+    assert "oom_score_adj" in table
+    assert "not set" in table
 
 
 def test_nothing_is_cut_short_in_a_pipe(
@@ -133,6 +137,7 @@ def test_status(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     shown = capsys.readouterr().out
     for fact in (
         "NOT HEALTHY: shard 3 is unprotected for 61 s",
+        "note         shard 3 stands still",
         "1.0 GiB of 4.0 GiB (25 %)",
         "step 41 (epoch 1) sealed, 2.5 s old, 3.0 MiB",
         "no: n1 is lost",

@@ -92,6 +92,14 @@ def test_without_a_file() -> None:
     assert load(None, flags, {}).config.listen == "[fd00::1]:7070"
 
 
+def test_an_optional_number_is_read_from_text() -> None:
+    flags = {"cluster_id": "c", "node_id": "n", "listen": "h:1", "oom_score_adj": "-5"}
+    assert load(None, flags, {}).config.oom_score_adj == -5
+    flags["oom_score_adj"] = "low"
+    with pytest.raises(ConfigError, match=r"oom_score_adj = 'low' .*valid integer"):
+        load(None, flags, {})
+
+
 def test_variables_of_trainers_are_not_ours(file: Path) -> None:
     names = ("JOB", "RANK", "WORLD_SIZE", "LOCAL_RANK")
     environ = {f"SNAPSHOTD_{name}": "0" for name in names}
@@ -116,6 +124,8 @@ def test_variables_of_trainers_are_not_ours(file: Path) -> None:
         ('run_dir = "here"\n', r"run_dir = 'here' .*absolute path"),
         ('memory_budget = "lots"\n', r"memory_budget = 'lots' .*400GiB"),
         ("memory_budget = 0\n", r"memory_budget = 0 .*greater than 0"),
+        ("oom_score_adj = 1001\n", r"oom_score_adj = 1001 .*less than or equal to 1000"),
+        ('oom_score_adj = "0"\n', r"oom_score_adj = '0' .*valid integer"),
         ('log_level = "loud"\n', r"log_level = 'loud' .*'debug', 'info'"),
         ("[timeouts]\nheartbeat_s = 0\n", r"heartbeat_s = 0 .*greater than 0"),
         ("[timeouts]\nrpc_s = inf\n", r"rpc_s = inf .*finite"),
@@ -123,6 +133,12 @@ def test_variables_of_trainers_are_not_ours(file: Path) -> None:
         (
             "[timeouts]\nheartbeat_s = 5\n",
             r"suspect_s = 3\.0 \(default\).*heartbeat_s comes from .*:5",
+        ),
+        ("[timeouts]\nrpc_s = 1\n", r"rpc_s = 1 \(.*:5\).*heartbeat_s < rpc_s <= restore_s / 2"),
+        ("[timeouts]\nrpc_s = 61\n", r"rpc_s = 61 \(.*:5\).*half of restore_s, 120\.0"),
+        (
+            "[timeouts]\nrestore_s = 19\n",
+            r"rpc_s = 10\.0 \(default\).*restore_s comes from .*:5",
         ),
         ('[peers]\nn1 = "a:1"\nn1 = "b:1"\n', r"node id peers\.n1 is set twice, in lines 5 and 6"),
         ('[peers]\nn1 = "a:1"\nn2 = "A:1"\n', r"n1 and n2 have the same address"),

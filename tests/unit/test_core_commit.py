@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 from snapshotd.core.cadence import MARGIN_STEPS, NARROW_WINDOW, WIDEN_WINDOW, Window, judge
 from snapshotd.core.commit import advance, merge
 from snapshotd.core.membership import FORGET_FACTOR, Liveness, Membership
-from snapshotd.core.protection import aborted, lacking, newest_protected, parity_homes
-from snapshotd.core.retention import may_free_data, may_free_parity, may_free_version
+from snapshotd.core.protection import Slots, aborted, lacking, newest_protected, parity_homes
+from snapshotd.core.retention import Retention, may_free_version
 from snapshotd.metadata import (
     Cadence,
     DataHolding,
     Decision,
     DecisionId,
+    Economy,
     Group,
     Home,
     JobFacts,
@@ -79,6 +80,7 @@ jobs = st.builds(
     committed_in=st.integers(0, 2),
     decision=decisions,
     cadence=st.builds(Cadence, st.integers(1, 2), st.integers(0, 2)),
+    economy=st.builds(Economy, st.integers(0, 2), st.integers(0, 2)),
 )
 
 
@@ -132,14 +134,14 @@ def test_what_is_lacking_is_named() -> None:
     assert [h for h, _ in lacking(GROUP, JOB, Version(1, 3), slots)] == [A, B]
     del slots[B]
     assert (B, "is not live") in lacking(GROUP, JOB, Version(1, 3), slots)
-    assert newest_protected(DECISION, slots) is None
+    assert newest_protected(JOB, (GROUP,), slots) is None
 
 
 def test_parity_of_other_bytes_does_not_protect() -> None:
     slots = slots_with(3)
     data = (replace(holding(0, 3), content_digest=b"other"),)
     slots[A] = replace(slots[A], data=data)
-    assert newest_protected(DECISION, slots) is None
+    assert newest_protected(JOB, (GROUP,), slots) is None
 
 
 # -- retention
@@ -178,29 +180,40 @@ def test_a_fresh_start_frees_what_was_before() -> None:
 def test_a_version_one_member_passed_is_freed_by_all() -> None:
     slots = slots_with(5, 6, parity=False, passed_step=7)
     slots[B] = replace(slots[B], data=(holding(1, 5),))
-    assert aborted(DECISION, Version(1, 6), slots) == B
+    assert aborted(settled(None), Version(1, 6), slots) == B
     assert may_free_version(settled(Version(1, 5)), Version(1, 6), slots)
     slots[B] = replace(slots[B], trainer=trainer(1, 6))
-    assert aborted(DECISION, Version(1, 6), slots) is None, "it may still seal it"
+    assert aborted(settled(None), Version(1, 6), slots) is None, "it may still seal it"
 
 
 def test_a_member_that_lost_a_coded_version_did_not_pass_it() -> None:
     """Elsewhere the version may be the committed one, and the older one gone."""
     slots = slots_with(6, passed_step=7)
     slots[B] = replace(slots[B], data=())
-    assert aborted(DECISION, Version(1, 6), slots) is None
+    assert aborted(settled(None), Version(1, 6), slots) is None
 
 
 def test_a_shard_that_moved_is_freed_once_it_is_protected_there() -> None:
-    job = settled(Version(1, 5))
-    spare = Home("c", 0)
-    assert "lives on a/0" in may_free_data(job, spare, holding(0, 5), {})
-    assert not may_free_data(job, A, holding(0, 5), {})
-    assert not may_free_data(replace(job, committed_in=0), spare, holding(0, 5), {})
-    row = slots_with(5)[A].parity[0]
-    assert not may_free_parity(job, A, row, {})
-    assert may_free_parity(job, spare, row, {})
-    assert not may_free_parity(replace(job, committed_in=0), spare, row, {})
+    job, spare, slots = settled(Version(1, 5)), Home("c", 0), slots_with(5)
+    row = slots[A].parity[0]
+
+    def why(job: JobFacts, me: Home, held: DataHolding | ParityHolding, slots: Slots) -> str:
+        return Retention(job, DECISION.groups, me, slots).may_free(held)
+
+    assert "lives on a/0" in why(job, spare, holding(0, 5), slots)
+    assert "do not use it" in why(job, spare, row, slots)
+    assert not why(job, A, holding(0, 5), slots)
+    assert not why(job, A, row, slots)
+    for unsettled, seen in ((replace(job, committed_in=0), slots), (job, {A: slots[A]})):
+        assert not why(unsettled, spare, holding(0, 5), seen)
+        assert not why(unsettled, spare, row, seen)
+
+
+def test_a_superseded_version_stays_while_it_is_spared() -> None:
+    job, slots = settled(Version(1, 5)), slots_with(4, 5)
+    sparing = Retention(job, DECISION.groups, A, slots, spared=[Version(1, 4)])
+    assert not sparing.may_free(holding(0, 4))
+    assert "superseded" in Retention(job, DECISION.groups, A, slots).may_free(holding(0, 4))
 
 
 # -- cadence

@@ -24,6 +24,7 @@ from snapshotd.metadata import (
     DecisionId,
     Home,
     JobFacts,
+    RefusalKind,
     SlotFacts,
     Tier,
     TrainerFacts,
@@ -124,6 +125,7 @@ def test_a_loss_is_refused_by_name_or_given_up_on_purpose() -> None:
     held = slots()
     held[HOMES[0]] = replace(held[HOMES[0]], data=(DataHolding(JOB, 0, SAVED, 1, b"x"),))
     refusal = decided(held, known=KNOWN).refusal
+    assert decided(held, known=KNOWN).refusal_kind is RefusalKind.LOST
     assert "shard 1 is missing: no copy and no parity" in refusal
     willing = slots(allow_fresh=True)
     willing[HOMES[0]] = replace(willing[HOMES[0]], data=held[HOMES[0]].data)
@@ -152,15 +154,23 @@ def test_a_refusal_that_fresh_cannot_heal_is_not_stated_again() -> None:
     held = slots(allow_fresh=True)
     first = decided(held, parity=3)
     assert "parity" in first.refusal
+    assert first.refusal_kind is RefusalKind.CANNOT_PROTECT
     assert decided(held, parity=3, known=JobFacts(JOB, 2, 1, decision=first)) is first
 
 
 def test_another_world_is_refused_unless_fresh() -> None:
     known = replace(KNOWN, world=3)
-    assert "saved by 3 ranks and 2 ask" in decided(slots(SAVED), known=known).refusal
+    refused = decided(slots(SAVED), known=known)
+    assert "saved by 3 ranks and 2 ask" in refused.refusal
+    assert refused.refusal_kind is RefusalKind.OTHER_WORLD
+    # The cause, and not what follows from it.
+    assert decided(slots(SAVED), known=known, parity=3).refusal_kind is RefusalKind.OTHER_WORLD
     fresh = decided(slots(SAVED, allow_fresh=True), known=known)
     assert fresh.restore is None
     assert not fresh.refusal
+    assert fresh.refusal_kind is None
+    unfit = decided(slots(SAVED, allow_fresh=True), known=known, parity=3)
+    assert unfit.refusal_kind is RefusalKind.CANNOT_PROTECT
 
 
 def test_another_worlds_uncommitted_shards_are_not_put_together() -> None:
@@ -225,7 +235,7 @@ def board(records: tuple[JobFacts, ...] = ()) -> Board:
     who = Membership(
         cluster_id="c", node="a", boot="1", address="a:1", seeds={}, suspect_s=1.0, dead_s=3.0
     )
-    found = Board(who, Policy(2, 0, 5.0, 4), records)
+    found = Board(who, Policy(2, 0, 5.0, 4, dead_s=3.0, replace_s=9.0), records)
     found.conclude(0.0)
     return found
 
@@ -245,8 +255,8 @@ def test_the_board_states_releases_and_publishes_each_change_once() -> None:
     assert mind.facts.sequence == before + 1
     mind.slot_changed(lone_trainer(decision=decision.id, staged=True), 3.0)
     assert mind.jobs()[0].lineage == 1
-    mind.slot_gone(0, 4.0)
-    assert mind.orders(4.0).peers == {}
+    mind.slot_changed(SlotFacts(0), 4.0)
+    assert [f.trainer for f in mind.orders(4.0).peers.values()] == [None]
 
 
 def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
@@ -256,7 +266,7 @@ def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
     mind.slot_changed(lone_trainer(), 1.0)
     with pytest.raises(CallerError, match="has trainers on a/0"):
         mind.drop(JOB, 1.0)
-    mind.slot_gone(0, 2.0)
+    mind.slot_changed(SlotFacts(0), 2.0)
     mind.drop(JOB, 3.0)
     job = mind.jobs()[0]
     assert job.lineage == job.epoch > KNOWN.epoch
@@ -274,3 +284,17 @@ def test_the_plan_says_what_is_missing() -> None:
     assert "no version" in why
     mind.slot_changed(SlotFacts(0, "up", data=(held, replace(held, shard=1))), 1.0)
     assert mind.plan(JOB, 1.0)[0] == SAVED
+
+
+def test_a_left_over_trainer_completes_no_set_with_those_about_to_be_answered() -> None:
+    held = slots()
+    stated = decided(held)
+    ready = trainer(0, decision=stated.id, staged=True)
+    left_over = trainer(1, incarnation="of an earlier start")
+    seen = {
+        HOMES[0]: replace(held[HOMES[0]], trainer=ready),
+        HOMES[1]: replace(held[HOMES[1]], trainer=replace(ready, shard=1, waiting=False)),
+        Home("c", 0): SlotFacts(0, "up", left_over),
+    }
+    known = JobFacts(JOB, 2, stated.id.epoch, stated.id.epoch, None, 0, stated)
+    assert "1 of 2 trainers" in reason(seen, known=known)

@@ -209,14 +209,27 @@ def test_a_seal_that_outlives_its_trainer_leaves_the_next_one_alone() -> None:
     assert mind.facts("a:1", COUNTERS).data == (data(0, 0),)
 
 
-def test_what_is_superseded_is_freed_once() -> None:
+def test_what_is_superseded_is_freed_once_when_its_buffer_is_wanted() -> None:
     mind = machine()
     mind.keep(data(0, 0))
-    mind.keep(data(0, 1))
+    mind.sealed(data(0, 1))
     mind.orders = orders(replace(RELEASED, committed=Version(1, 1), committed_in=1), 1)
+    assert not [i for i in mind.instructions(0.0) if isinstance(i, Free)], "it is a spare"
+    mind.claim(2, 9, 1.0)
+    freed, granted = (i for i in mind.instructions(0.0) if isinstance(i, Free | Grant))
+    assert isinstance(freed, Free)
+    assert freed.holding == data(0, 0)
+    assert granted == Grant(JOB, 0, Version(1, 2), 9, 1.0)
+    assert not [i for i in mind.instructions(0.0) if isinstance(i, Free)]
+
+
+def test_more_superseded_versions_than_buffers_are_not_kept() -> None:
+    mind = machine()
+    for step in range(3):
+        mind.keep(data(0, step))
+    mind.orders = orders(replace(RELEASED, committed=Version(1, 2), committed_in=1), 2)
     freed = [i for i in mind.instructions(0.0) if isinstance(i, Free)]
     assert [f.holding for f in freed] == [data(0, 0)]
-    assert not [i for i in mind.instructions(0.0) if isinstance(i, Free)]
 
 
 def encoding(mind: SlotMachine, now_s: float) -> list[Encode]:

@@ -49,6 +49,10 @@ def test_replacement_knows_two_live_nodes_and_nobody_knows_it(
     assert config.node_id == "n4"
     assert set(config.peers) == {"n1", "n2"}
     assert all("n4" not in node.config.read_text() for node in first)
+    assert (
+        str(tmp_path)
+        in agent_command(plan, replacement)[agent_command(plan, replacement).index("--log-dir") + 1]
+    )
     assert replacement.host not in {node.host for node in first}
 
 

@@ -10,8 +10,17 @@ from hypothesis import strategies as st
 from snapshotd.errors import NoRoom
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.cgroup import cgroup_left_bytes
-from snapshotd.memory.preflight import Need, Room, check_room, measure_room, snapshot_need
+from snapshotd.memory.cgroup import cgroup_left_bytes, cgroup_limit_bytes
+from snapshotd.memory.preflight import (
+    Limits,
+    Need,
+    Room,
+    beyond,
+    check_room,
+    measure_limits,
+    measure_room,
+    snapshot_need,
+)
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.states import Kind
 
@@ -117,6 +126,7 @@ def test_the_tightest_limit_of_cgroup_v2_counts(tmp_path: Path) -> None:
         "a/b/memory.current": "4500\n",
     }
     assert cgroup(tmp_path, "0::/a/b\n", files) == 800
+    assert cgroup_limit_bytes(tmp_path / "membership", tmp_path / "mount") == 5000
 
 
 def test_cgroup_v1_within_a_container_is_found_at_the_mount(tmp_path: Path) -> None:
@@ -135,3 +145,29 @@ def test_no_limit_is_none(tmp_path: Path) -> None:
     }
     assert cgroup(tmp_path, "4:memory:/\n", files) is None
     assert cgroup_left_bytes(tmp_path / "absent", tmp_path) is None
+    assert cgroup_limit_bytes(tmp_path / "membership", tmp_path / "mount") is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "says"),
+    [
+        (Limits(99, None, 200), ["the machine's memory of 99 bytes"]),
+        (Limits(200, 99, 200), ["the control group of 99 bytes"]),
+        (Limits(200, None, 99), ["the tmpfs of shm_dir of 99 bytes"]),
+        (Limits(100, 100, 100), []),
+    ],
+)
+def test_a_budget_above_what_there_is_is_named(limits: Limits, says: list[str]) -> None:
+    found = beyond(100, limits)
+    assert len(found) == len(says)
+    for sentence, part in zip(found, says, strict=True):
+        assert sentence.startswith("memory_budget of 100 bytes is above")
+        assert part in sentence
+
+
+def test_limits_are_measured(shm_path: Path) -> None:
+    limits = measure_limits(shm_path)
+    assert limits.memory > 0
+    assert limits.tmpfs > 0
+    with pytest.raises(NoRoom, match="removed"):
+        measure_limits(shm_path / "absent")

@@ -202,6 +202,8 @@ def agent_command(plan: RunPlan, node: Node) -> list[str]:
         *("--nnodes", str(WORLD), "--nproc-per-node", "1", "--max-restarts", "20"),
         *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{plan.rendezvous_port}"),
         *("--rdzv-id", plan.name, "--rdzv-conf", _RENDEZVOUS, "--local-addr", node.host),
+        # Else torchrun makes a directory of its own in /tmp, and leaves it.
+        *("--log-dir", str(plan.scratch / f"torchrun-{node.name}")),
     ]
     trainer = [
         *("-m", "snapshotd_client.demo.train", "--steps", str(plan.steps)),

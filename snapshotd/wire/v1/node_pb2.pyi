@@ -13,10 +13,21 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_NONE: _ClassVar[Tier]
     TIER_LOCAL: _ClassVar[Tier]
     TIER_GROUP: _ClassVar[Tier]
+
+class RefusalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REFUSAL_KIND_UNSPECIFIED: _ClassVar[RefusalKind]
+    REFUSAL_KIND_LOST: _ClassVar[RefusalKind]
+    REFUSAL_KIND_CANNOT_PROTECT: _ClassVar[RefusalKind]
+    REFUSAL_KIND_OTHER_WORLD: _ClassVar[RefusalKind]
 TIER_UNSPECIFIED: Tier
 TIER_NONE: Tier
 TIER_LOCAL: Tier
 TIER_GROUP: Tier
+REFUSAL_KIND_UNSPECIFIED: RefusalKind
+REFUSAL_KIND_LOST: RefusalKind
+REFUSAL_KIND_CANNOT_PROTECT: RefusalKind
+REFUSAL_KIND_OTHER_WORLD: RefusalKind
 
 class Home(_message.Message):
     __slots__ = ("node", "slot")
@@ -35,12 +46,14 @@ class Member(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., home: _Optional[_Union[Home, _Mapping]] = ...) -> None: ...
 
 class Group(_message.Message):
-    __slots__ = ("members", "parity")
+    __slots__ = ("members", "parity", "unkept")
     MEMBERS_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
+    UNKEPT_FIELD_NUMBER: _ClassVar[int]
     members: _containers.RepeatedCompositeFieldContainer[Member]
     parity: int
-    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., parity: _Optional[int] = ...) -> None: ...
+    unkept: int
+    def __init__(self, members: _Optional[_Iterable[_Union[Member, _Mapping]]] = ..., parity: _Optional[int] = ..., unkept: _Optional[int] = ...) -> None: ...
 
 class PeerAddress(_message.Message):
     __slots__ = ("node", "address")
@@ -67,7 +80,7 @@ class Incarnation(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed")
+    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed", "refusal_kind")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
@@ -78,6 +91,7 @@ class Decision(_message.Message):
     REFUSAL_FIELD_NUMBER: _ClassVar[int]
     TIER_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
+    REFUSAL_KIND_FIELD_NUMBER: _ClassVar[int]
     id: DecisionId
     job: str
     world: int
@@ -88,7 +102,8 @@ class Decision(_message.Message):
     refusal: str
     tier: Tier
     committed: _segment_pb2.Version
-    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ...) -> None: ...
+    refusal_kind: RefusalKind
+    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., refusal_kind: _Optional[_Union[RefusalKind, str]] = ...) -> None: ...
 
 class Fresh(_message.Message):
     __slots__ = ()
@@ -157,23 +172,25 @@ class TrainerFacts(_message.Message):
     def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ...) -> None: ...
 
 class SlotFacts(_message.Message):
-    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters")
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
     DATA_FIELD_NUMBER: _ClassVar[int]
     PARITY_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    SHORT_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
     trainer: TrainerFacts
     data: _containers.RepeatedCompositeFieldContainer[DataHolding]
     parity: _containers.RepeatedCompositeFieldContainer[ParityHolding]
     counters: SlotCounters
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ...) -> None: ...
+    short: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class SlotCounters(_message.Message):
-    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes")
+    __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes", "repeated_total", "repeated_now")
     BYTES_SENT_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +198,8 @@ class SlotCounters(_message.Message):
     QUARANTINED_FIELD_NUMBER: _ClassVar[int]
     ABORTED_FIELD_NUMBER: _ClassVar[int]
     ALLOCATED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_NOW_FIELD_NUMBER: _ClassVar[int]
     bytes_sent: int
     bytes_received: int
     bytes_copied: int
@@ -188,7 +207,9 @@ class SlotCounters(_message.Message):
     quarantined: int
     aborted: int
     allocated_bytes: int
-    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ...) -> None: ...
+    repeated_total: int
+    repeated_now: int
+    def __init__(self, bytes_sent: _Optional[int] = ..., bytes_received: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., quarantined: _Optional[int] = ..., aborted: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., repeated_total: _Optional[int] = ..., repeated_now: _Optional[int] = ...) -> None: ...
 
 class Cadence(_message.Message):
     __slots__ = ("interval", "from_step")
@@ -198,8 +219,16 @@ class Cadence(_message.Message):
     from_step: int
     def __init__(self, interval: _Optional[int] = ..., from_step: _Optional[int] = ...) -> None: ...
 
+class Economy(_message.Message):
+    __slots__ = ("serial", "rows_less")
+    SERIAL_FIELD_NUMBER: _ClassVar[int]
+    ROWS_LESS_FIELD_NUMBER: _ClassVar[int]
+    serial: int
+    rows_less: int
+    def __init__(self, serial: _Optional[int] = ..., rows_less: _Optional[int] = ...) -> None: ...
+
 class JobFacts(_message.Message):
-    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage")
+    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage", "economy")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -208,6 +237,7 @@ class JobFacts(_message.Message):
     CADENCE_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
+    ECONOMY_FIELD_NUMBER: _ClassVar[int]
     job: str
     epoch: int
     committed: _segment_pb2.Version
@@ -216,7 +246,8 @@ class JobFacts(_message.Message):
     cadence: Cadence
     world: int
     lineage: int
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ...) -> None: ...
+    economy: Economy
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ..., economy: _Optional[_Union[Economy, _Mapping]] = ...) -> None: ...
 
 class NodeFacts(_message.Message):
     __slots__ = ("protocol", "cluster_id", "node", "boot", "sequence", "address", "members", "slots", "jobs")
@@ -288,8 +319,26 @@ class MemberStatus(_message.Message):
     reason: str
     def __init__(self, node: _Optional[str] = ..., address: _Optional[str] = ..., state: _Optional[str] = ..., silent_s: _Optional[float] = ..., reason: _Optional[str] = ...) -> None: ...
 
+class GroupStatus(_message.Message):
+    __slots__ = ("job", "shards", "homes", "version", "further_losses", "parity", "why")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    HOMES_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    FURTHER_LOSSES_FIELD_NUMBER: _ClassVar[int]
+    PARITY_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    homes: _containers.RepeatedCompositeFieldContainer[Home]
+    version: _segment_pb2.Version
+    further_losses: int
+    parity: int
+    why: str
+    def __init__(self, job: _Optional[str] = ..., shards: _Optional[_Iterable[int]] = ..., homes: _Optional[_Iterable[_Union[Home, _Mapping]]] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., further_losses: _Optional[int] = ..., parity: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
+
 class NodeStatus(_message.Message):
-    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason")
+    __slots__ = ("cluster_id", "node", "boot", "version", "coordinator", "members", "shards", "jobs", "slots", "budget_bytes", "allocated_bytes", "coding", "healthy", "health_reason", "groups", "notes")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
     BOOT_FIELD_NUMBER: _ClassVar[int]
@@ -304,6 +353,8 @@ class NodeStatus(_message.Message):
     CODING_FIELD_NUMBER: _ClassVar[int]
     HEALTHY_FIELD_NUMBER: _ClassVar[int]
     HEALTH_REASON_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NOTES_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     node: str
     boot: str
@@ -318,7 +369,9 @@ class NodeStatus(_message.Message):
     coding: str
     healthy: bool
     health_reason: str
-    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ...) -> None: ...
+    groups: _containers.RepeatedCompositeFieldContainer[GroupStatus]
+    notes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., version: _Optional[str] = ..., coordinator: _Optional[str] = ..., members: _Optional[_Iterable[_Union[MemberStatus, _Mapping]]] = ..., shards: _Optional[_Iterable[_Union[ShardStatus, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., budget_bytes: _Optional[int] = ..., allocated_bytes: _Optional[int] = ..., coding: _Optional[str] = ..., healthy: bool = ..., health_reason: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[GroupStatus, _Mapping]]] = ..., notes: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class InventoryRequest(_message.Message):
     __slots__ = ()
@@ -431,7 +484,7 @@ class StoreReply(_message.Message):
     def __init__(self) -> None: ...
 
 class Orders(_message.Message):
-    __slots__ = ("jobs", "peers", "waits")
+    __slots__ = ("jobs", "peers", "waits", "shelters")
     class WaitsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -442,10 +495,20 @@ class Orders(_message.Message):
     JOBS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     WAITS_FIELD_NUMBER: _ClassVar[int]
+    SHELTERS_FIELD_NUMBER: _ClassVar[int]
     jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
     peers: _containers.RepeatedCompositeFieldContainer[PeerSlot]
     waits: _containers.ScalarMap[str, str]
-    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., waits: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    shelters: _containers.RepeatedCompositeFieldContainer[Shelter]
+    def __init__(self, jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[PeerSlot, _Mapping]]] = ..., waits: _Optional[_Mapping[str, str]] = ..., shelters: _Optional[_Iterable[_Union[Shelter, _Mapping]]] = ...) -> None: ...
+
+class Shelter(_message.Message):
+    __slots__ = ("job", "groups")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    groups: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, job: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class PeerSlot(_message.Message):
     __slots__ = ("node", "facts")

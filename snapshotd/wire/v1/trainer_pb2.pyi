@@ -149,16 +149,18 @@ class Skip(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Written(_message.Message):
-    __slots__ = ("step", "buffer", "image_bytes", "manifest_bytes")
+    __slots__ = ("step", "buffer", "image_bytes", "manifest_bytes", "trained")
     STEP_FIELD_NUMBER: _ClassVar[int]
     BUFFER_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRAINED_FIELD_NUMBER: _ClassVar[int]
     step: int
     buffer: str
     image_bytes: int
     manifest_bytes: int
-    def __init__(self, step: _Optional[int] = ..., buffer: _Optional[str] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ...) -> None: ...
+    trained: _containers.RepeatedCompositeFieldContainer[_segment_pb2.StorageExtent]
+    def __init__(self, step: _Optional[int] = ..., buffer: _Optional[str] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ..., trained: _Optional[_Iterable[_Union[_segment_pb2.StorageExtent, _Mapping]]] = ...) -> None: ...
 
 class Pass(_message.Message):
     __slots__ = ("step", "reason")
@@ -181,7 +183,7 @@ class Accepted(_message.Message):
     def __init__(self) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("committed", "is_protected", "why_not", "waits_for", "sealed", "cadence", "skipped", "passed_step")
+    __slots__ = ("committed", "is_protected", "why_not", "waits_for", "sealed", "cadence", "skipped", "passed_step", "repeated_now")
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     IS_PROTECTED_FIELD_NUMBER: _ClassVar[int]
     WHY_NOT_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +192,7 @@ class Progress(_message.Message):
     CADENCE_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     PASSED_STEP_FIELD_NUMBER: _ClassVar[int]
+    REPEATED_NOW_FIELD_NUMBER: _ClassVar[int]
     committed: _segment_pb2.Version
     is_protected: bool
     why_not: str
@@ -198,7 +201,8 @@ class Progress(_message.Message):
     cadence: _node_pb2.Cadence
     skipped: int
     passed_step: int
-    def __init__(self, committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., is_protected: bool = ..., why_not: _Optional[str] = ..., waits_for: _Optional[_Iterable[str]] = ..., sealed: _Optional[_Iterable[_Union[_segment_pb2.Version, _Mapping]]] = ..., cadence: _Optional[_Union[_node_pb2.Cadence, _Mapping]] = ..., skipped: _Optional[int] = ..., passed_step: _Optional[int] = ...) -> None: ...
+    repeated_now: int
+    def __init__(self, committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., is_protected: bool = ..., why_not: _Optional[str] = ..., waits_for: _Optional[_Iterable[str]] = ..., sealed: _Optional[_Iterable[_Union[_segment_pb2.Version, _Mapping]]] = ..., cadence: _Optional[_Union[_node_pb2.Cadence, _Mapping]] = ..., skipped: _Optional[int] = ..., passed_step: _Optional[int] = ..., repeated_now: _Optional[int] = ...) -> None: ...
 
 class Refused(_message.Message):
     __slots__ = ("code", "what", "remedy")
