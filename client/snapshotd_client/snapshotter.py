@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Literal, Self
 
 from snapshotd.wire.points import point
-from snapshotd.wire.v1 import node_pb2
+from snapshotd.wire.v1 import node_pb2, segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply as applying
 from snapshotd_client import capture as capturing
@@ -321,6 +321,11 @@ class Snapshotter:
         )
 
     def _on_progress(self, progress: pb.Progress) -> None:
+        # A daemon that starts anew knows less than was told here already, and that stands: no
+        # trainer outlives a restore, the only way back behind a restore point.
+        known = self._progress.committed
+        if _order(progress.committed) < _order(known):
+            progress.committed.CopyFrom(known)
         before, self._progress = self._progress, progress
         if progress.repeated_now and not before.repeated_now:
             log.warning(
@@ -430,3 +435,7 @@ class Snapshotter:
         if kind != self._reported:
             self._reported, self._regained = kind, None
             log.warning("%s", what)
+
+
+def _order(version: segment_pb2.Version) -> tuple[int, int]:
+    return version.epoch, version.step
