@@ -15,6 +15,7 @@ from typing import Final
 
 from snapshotd.errors import NoRoom
 from snapshotd.memory.allocation import explain
+from snapshotd.memory.locks import open_lock
 
 _LOCK_NAME: Final = ".budget.lock"
 
@@ -73,7 +74,7 @@ class Budget:
     def _lock(self) -> Iterator[None]:
         path = self._shm_dir / _LOCK_NAME
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            descriptor = open_lock(path)
         except OSError as error:
             raise explain(error, path) from error
         try:
