@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
@@ -37,6 +38,10 @@ from snapshotd.metadata import (
     TrainerFacts,
     Version,
 )
+from snapshotd.wire.protocol import MAX_EPOCH
+
+#: Shards named in one sentence that goes to every slot.
+MAX_NAMED: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +95,8 @@ def decide(now: Situation) -> Decision | Wait | None:
     present = now.known.decision if now.known else None
     if present and (present.incarnations != incarnations or _failed(now.slots, present)):
         present = None
+    if _next_epoch(now) > MAX_EPOCH:
+        return Wait(f"some node speaks of epoch {MAX_EPOCH}, after which there is none")
     freshly = all(t.allow_fresh for t in by_shard)
     if present and not (present.refusal and freshly):
         return present
@@ -164,7 +171,8 @@ def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
     if lacking:
         return (
             f"{len(seen)} of {world} trainers have asked to restore; not yet: shard "
-            + ", ".join(lacking)
+            + ", ".join(lacking[:MAX_NAMED])
+            + (f" and {len(lacking) - MAX_NAMED} more" if len(lacking) > MAX_NAMED else "")
         )
     return ""
 
@@ -261,11 +269,8 @@ def _stated(
     refusal: str = "",
     tier: Tier = Tier.NONE,
 ) -> Decision:
-    held = [v.epoch for v in candidates(now.slots, now.job)]
-    known = [now.known.epoch if now.known else 0, *held]
-    epoch = max(1 + max(known), now.epoch_floor)
     return Decision(
-        id=DecisionId(epoch, now.self_node),
+        id=DecisionId(_next_epoch(now), now.self_node),
         job=now.job,
         world=len(trainers),
         groups=groups,
@@ -275,6 +280,13 @@ def _stated(
         tier=tier,
         committed=now.known.committed if now.known else None,
     )
+
+
+def _next_epoch(now: Situation) -> int:
+    """Newer than anything that is known or held."""
+    held = [v.epoch for v in candidates(now.slots, now.job)]
+    known = [now.known.epoch if now.known else 0, *held]
+    return max(1 + max(known), now.epoch_floor)
 
 
 def released(decision: Decision, slots: Slots) -> bool:

@@ -17,6 +17,7 @@ from snapshotd.rpc.convert import (
     check_job,
     check_name,
     check_rank,
+    check_step,
     decision_id_from,
     decision_to,
     version_to,
@@ -115,6 +116,7 @@ class TrainerDesk:
 
     def _claim(self, message: pb.ToDaemon) -> None:
         claim = message.claim
+        check_step(claim.step)
         until_s = time.monotonic() + max(0.0, claim.patience_s)
         self._machine.claim(claim.step, claim.image_bytes, until_s)
         self._open["claim"] = message.request
@@ -138,6 +140,7 @@ class TrainerDesk:
         self._smp.seal_filling(written.image_bytes, written.manifest_bytes)
 
     def _passed(self, step: int) -> None:
+        check_step(step)
         self._machine.passed(step)
         self._smp.give_back_filling()
 
@@ -223,6 +226,7 @@ def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:
     check_rank(attach.shard, attach.world)
     check_name("an incarnation", message.incarnation)
     check_name("a run id", attach.run_id)
+    check_step(attach.passed_step)
     return TrainerFacts(
         job=attach.job,
         run_id=attach.run_id,
