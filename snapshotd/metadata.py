@@ -181,6 +181,23 @@ class SlotCounters:
 
 
 @dataclass(frozen=True, slots=True)
+class Accusation:
+    """What a slot holds against another node, and for how long it has cut it off.
+
+    Attributes:
+        node: the accused.
+        what: the last misdeed, in words that follow "sent".
+        count: misdeeds since they began.
+        cut_off_s: length of the pause in force; 0 when there is none.
+    """
+
+    node: str
+    what: str
+    count: int
+    cut_off_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFacts:
     """What one SMP says of itself."""
 
@@ -190,6 +207,7 @@ class SlotFacts:
     data: tuple[DataHolding, ...] = ()
     parity: tuple[ParityHolding, ...] = ()
     counters: SlotCounters = field(default_factory=SlotCounters)
+    accused: tuple[Accusation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

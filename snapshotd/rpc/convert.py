@@ -15,8 +15,10 @@ from pydantic_core import PydanticCustomError
 from snapshotd.coding.digest import content_digest
 from snapshotd.config.address import check_address
 from snapshotd.core.placement import MAX_GROUP
+from snapshotd.core.trust import LAST_PAUSE_S, MAX_ACCUSED
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
+    Accusation,
     Cadence,
     DataHolding,
     Decision,
@@ -188,11 +190,11 @@ def place_from(m: seg.ParityPlace) -> ParityPlace:
 
 
 def group_to(g: Group) -> pb.Group:
-    members = [pb.Member(shard=m.shard, home=_home_to(m.home)) for m in g.members]
+    members = [pb.Member(shard=m.shard, home=home_to(m.home)) for m in g.members]
     return pb.Group(members=members, parity=g.parity)
 
 
-def _home_to(h: Home) -> pb.Home:
+def home_to(h: Home) -> pb.Home:
     return pb.Home(node=h.node, slot=h.slot)
 
 
@@ -348,6 +350,18 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
 _COUNTERS = tuple(SlotCounters.__dataclass_fields__)
 
 
+def _accusation_to(a: Accusation) -> pb.Accusation:
+    return pb.Accusation(node=a.node, what=a.what, count=a.count, cut_off_s=a.cut_off_s)
+
+
+def _accusation_from(m: pb.Accusation) -> Accusation:
+    check_name("an accused node's id", m.node)
+    check_name("what it is accused of", m.what)
+    if not 0 <= m.cut_off_s <= LAST_PAUSE_S:
+        raise malformed(f"node {m.node!r} is cut off for {m.cut_off_s} s")
+    return Accusation(m.node, m.what, m.count, m.cut_off_s)
+
+
 def slot_to(s: SlotFacts) -> pb.SlotFacts:
     return pb.SlotFacts(
         slot=s.slot,
@@ -356,6 +370,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         data=[data_to(d) for d in s.data],
         parity=[parity_to(p) for p in s.parity],
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
+        accused=[_accusation_to(a) for a in s.accused],
     )
 
 
@@ -363,6 +378,8 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
     check_slot(m.slot)
     if max(len(m.data), len(m.parity)) > MAX_HOLDINGS:
         raise malformed(f"a slot with {len(m.data)} shards and {len(m.parity)} parity blocks")
+    if len(m.accused) > MAX_ACCUSED:
+        raise malformed(f"a slot that accuses {len(m.accused)} nodes")
     if m.address:
         _check_address(m.address)
     return SlotFacts(
@@ -372,6 +389,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         data=tuple(_data_from(d) for d in m.data),
         parity=tuple(_parity_from(p) for p in m.parity),
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
+        accused=tuple(_accusation_from(a) for a in m.accused),
     )
 
 
