@@ -14,11 +14,14 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test check proto proto-check clean
+MINUTES ?= 60
+
+.PHONY: help venv demo test fuzz check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
+	@echo "make fuzz    MINUTES=60: hostile input, from new seeds; what fails joins the corpus"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -38,6 +41,9 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+fuzz: venv
+	$(BIN)/python -m tests.fuzz $(MINUTES)
 
 check: venv proto-check
 	$(BIN)/ruff format --check .
