@@ -15,13 +15,14 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test chaos check proto proto-check clean
+.PHONY: help venv demo test chaos fuzz check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
 	@echo "make chaos [ONLY=part]   kill every process role at every fault point, compare every byte"
 	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
+	@echo "make fuzz MINUTES=60   hostile input, from new seeds; what fails joins the corpus"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -50,6 +51,9 @@ ifdef MINUTES
 else
 	$(BIN)/python -m tests.integration.crash --only '$(ONLY)' --json crash-points.json
 endif
+
+fuzz: venv
+	$(BIN)/python -m tests.fuzz $(or $(MINUTES),60)
 
 check: venv proto-check
 	$(BIN)/ruff format --check .

@@ -7,6 +7,7 @@
     │   ├── ConfigError      a key, a flag, a variable
     │   └── RequestError     a trainer's or an operator's request; carries a stable code
     ├── PeerError            another node: unreachable, foreign, of another version
+    │   └── Misbehaved       it sent what no honest node sends; says what
     ├── TooFewBlocks         the group lost more than its parity can give back
     ├── NoRoom               memory, budget, descriptors
     └── DamagedBytes         bytes that are not what was sealed: a flipped bit, a cut file
@@ -57,6 +58,14 @@ class PeerError(SnapshotdError):
     """Another node did not do its part."""
 
     transient = True
+
+
+class Misbehaved(PeerError):
+    """Another node sent what no honest node sends; `misdeed` says what, in words."""
+
+    def __init__(self, misdeed: str, what: str) -> None:
+        super().__init__(what)
+        self.misdeed = misdeed
 
 
 class TooFewBlocks(SnapshotdError):

@@ -206,6 +206,23 @@ class SlotCounters:
 
 
 @dataclass(frozen=True, slots=True)
+class Accusation:
+    """What a slot holds against another node, and for how long it has cut it off.
+
+    Attributes:
+        node: the accused.
+        what: the last misdeed, in words that follow "sent".
+        count: misdeeds since they began.
+        cut_off_s: length of the pause in force; 0 when there is none.
+    """
+
+    node: str
+    what: str
+    count: int
+    cut_off_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFacts:
     """What one SMP says of itself."""
 
@@ -216,6 +233,7 @@ class SlotFacts:
     parity: tuple[ParityHolding, ...] = ()
     counters: SlotCounters = field(default_factory=SlotCounters)
     short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
+    accused: tuple[Accusation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

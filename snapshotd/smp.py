@@ -102,7 +102,7 @@ async def run(settings: SmpSettings) -> None:
     point("smp.adopt.done")
     channels = Channels()
     client = BlocksClient(
-        channels, settings.cluster_id, settings.stall_s, vault.received, vault.sent
+        channels, settings.cluster_id, home, settings.stall_s, vault.received, vault.sent
     )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
     link = Link(settings.run_dir / "links.sock")

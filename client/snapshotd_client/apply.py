@@ -16,6 +16,7 @@ from google.protobuf.message import DecodeError
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
+from snapshotd_client.bounds import out_of_bounds
 from snapshotd_client.capture import (
     MODULE,
     OPTIMIZER,
@@ -69,6 +70,7 @@ def apply(
     live = survey(states)
     live.manifest.job, live.manifest.world, live.manifest.shard = job, world, shard
     _refuse(differences(manifest, live.manifest))
+    _refuse(out_of_bounds(manifest, len(manifest_and_image)))
     _refuse(_absent_devices(manifest))
     image = Image(
         manifest_and_image, manifest, meshes_of(dtensors(states)), _anchors(manifest, live)
@@ -76,6 +78,9 @@ def apply(
     place = manifest.skeleton.image_offset
     skeleton = bytes(manifest_and_image[place : place + manifest.skeleton.bytes])
     trees = _Trees(image, skeleton)
+    _refuse(
+        [f"{n}: no tree in the snapshot" for n in (*states, VALUES, RNG) if n not in trees.by_owner]
+    )
     point("trainer.restore.checked")
     with torch.no_grad():
         for name, state in states.items():

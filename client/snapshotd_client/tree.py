@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import pickle  # noqa: TID251  # the one place that may: user state is opaque, and only read here
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Final
 
 import torch
@@ -19,6 +19,17 @@ from snapshotd_client.leaves import Inventory, is_wrapper
 
 #: Fixed, so that equal trees give equal bytes under every Python.
 PICKLE_PROTOCOL: Final = 5
+
+
+#: What pickle raises for bytes that it did not write, or that were cut short.
+_NO_TREES: Final = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+)
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,16 @@ def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:
         tensor: gives the tensor for an owner and a mark.
 
     Raises:
-        StateMismatch: a class of the snapshot cannot be imported here.
+        StateMismatch: a class of the snapshot cannot be imported here, or these are no trees.
     """
     unpickler = _TreeUnpickler(io.BytesIO(skeleton), tensor)
     trees: dict[str, object] = {}
-    for owner in unpickler.load():
-        unpickler.owner = owner
-        trees[owner] = unpickler.load()
+    try:
+        for owner in unpickler.load():
+            unpickler.owner = owner
+            trees[owner] = unpickler.load()
+    except _NO_TREES as error:
+        raise StateMismatch([f"the {len(skeleton)} bytes of the skeleton: {error!r}"]) from error
     return trees
 
 
@@ -113,7 +127,8 @@ class _TreeUnpickler(pickle.Unpickler):
         self._tensor = tensor
 
     def persistent_load(self, pid: object) -> torch.Tensor:
-        assert isinstance(pid, tuple)
+        if not isinstance(pid, tuple) or len(pid) != len(fields(TensorMark)):
+            raise pickle.UnpicklingError(f"{pid!r} is no tensor")
         return self._tensor(self.owner, TensorMark(*pid))
 
     def find_class(self, module: str, name: str, /) -> object:

@@ -37,6 +37,7 @@ from snapshotd.metadata import (
     SlotFacts,
     Version,
 )
+from snapshotd.wire.protocol import MAX_EPOCH, MAX_JOBS
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +99,8 @@ class Board:
         if living:
             raise CallerError(f"job {job!r} has trainers on {', '.join(living)}", "End it first")
         epoch = known.epoch + 1
+        if epoch > MAX_EPOCH:
+            raise CallerError(f"job {job!r} is at epoch {known.epoch}, after which there is none")
         self._jobs[job] = JobFacts(job, epoch=epoch, lineage=epoch)
         self.conclude(now_s)
 
@@ -176,7 +179,9 @@ class Board:
         named = {j.job for facts in live.values() for j in facts.jobs} | set(self._jobs)
         asked = {f.trainer.job for f in self._slots.values() if f.trainer}
         elsewhere = {s.trainer.job for n in live.values() for s in n.slots if s.trainer}
-        return sorted(named | asked | elsewhere)
+        # Those that trainers of this node ask for first, others as far as there is room.
+        new = [*sorted(asked - set(self._jobs)), *sorted((named | elsewhere) - set(self._jobs))]
+        return sorted({*self._jobs, *new[: max(0, MAX_JOBS - len(self._jobs))]})
 
     def _conclude_job(self, job: str, live: Mapping[str, NodeFacts], now_s: float) -> None:
         slots = self.slots(now_s)

@@ -17,6 +17,8 @@ from snapshotd.wire.protocol import PROTOCOL_VERSION
 
 #: A node that is no seed is forgotten after this many times `dead_s` of silence.
 FORGET_FACTOR: Final = 100
+#: Other nodes that are known, and talked to, at once: beyond some hundred, facts need a hierarchy.
+MAX_PEERS: Final = 1024
 #: Strangers that are remembered for the operator, the newest.
 MAX_REFUSED: Final = 64
 
@@ -81,6 +83,7 @@ class Membership:
             self.note_refusal(facts.address, refusal.reason)
             return refusal
         self._refused.pop(facts.address, None)
+        self._make_room(facts.node)
         self.meet([(facts.node, facts.address)], now_s)
         peer = self._peers[facts.node]
         old = peer.facts
@@ -95,8 +98,14 @@ class Membership:
     def meet(self, members: Iterable[tuple[str, str]], now_s: float) -> None:
         """Learn of nodes that another node knows."""
         for node, address in members:
-            if node != self.node:
+            if node != self.node and len(self._peers) < MAX_PEERS:
                 self._peers.setdefault(node, _Peer(address, met_at_s=now_s))
+
+    def _make_room(self, node: str) -> None:
+        """Give the place of one that was only heard of to one that speaks."""
+        rumours = (n for n, p in self._peers.items() if p.facts is None and n not in self._seeds)
+        if node not in self._peers and len(self._peers) >= MAX_PEERS:
+            self._peers.pop(next(rumours, ""), None)
 
     def forget(self, now_s: float) -> None:
         """Drop nodes that were replaced long ago; seeds are never dropped."""
@@ -176,6 +185,8 @@ class Membership:
         if facts.node == self.node:
             return self._check_namesake(facts)
         peer = self._peers.get(facts.node)
+        if peer is None and self._is_full():
+            return Refusal(f"{self.node} knows {MAX_PEERS} nodes already, and can meet no other")
         if peer is None or peer.facts is None or peer.facts.address == facts.address:
             return None
         if now_s - peer.heard_at_s < self._suspect_s and facts.boot != peer.facts.boot:
@@ -185,6 +196,10 @@ class Membership:
                 fatal=True,
             )
         return None
+
+    def _is_full(self) -> bool:
+        spoken = sum(1 for n, p in self._peers.items() if p.facts is not None or n in self._seeds)
+        return spoken >= MAX_PEERS
 
     def _check_namesake(self, facts: NodeFacts) -> Refusal | None:
         if facts.boot == self.boot:

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Final
 
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
@@ -38,6 +39,10 @@ from snapshotd.metadata import (
     TrainerFacts,
     Version,
 )
+from snapshotd.wire.protocol import MAX_EPOCH
+
+#: Shards named in one sentence that goes to every slot.
+MAX_NAMED: Final = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,8 @@ def decide(now: Situation) -> Decision | Wait | None:
     present = now.known.decision if now.known else None
     if present and (present.incarnations != incarnations or _failed(now.slots, present)):
         present = None
+    if _next_epoch(now) > MAX_EPOCH:
+        return Wait(f"some node speaks of epoch {MAX_EPOCH}, after which there is none")
     freshly = all(t.allow_fresh for t in by_shard)
     if present and not (present.refusal and freshly):
         return present
@@ -178,7 +185,8 @@ def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
     if lacking:
         return (
             f"{len(seen)} of {world} trainers have asked to restore; not yet: shard "
-            + ", ".join(lacking)
+            + ", ".join(lacking[:MAX_NAMED])
+            + (f" and {len(lacking) - MAX_NAMED} more" if len(lacking) > MAX_NAMED else "")
         )
     return ""
 
@@ -273,11 +281,8 @@ def _stated(
     restore: Version | None = None,
     tier: Tier = Tier.NONE,
 ) -> Decision:
-    held = [v.epoch for v in candidates(now.slots, now.job)]
-    known = [now.known.epoch if now.known else 0, *held]
-    epoch = max(1 + max(known), now.epoch_floor)
     return Decision(
-        id=DecisionId(epoch, now.self_node),
+        id=DecisionId(_next_epoch(now), now.self_node),
         job=now.job,
         world=len(trainers),
         groups=groups,
@@ -296,6 +301,13 @@ def _refused(
     why: str,
 ) -> Decision:
     return replace(_stated(now, trainers, groups), refusal=why, refusal_kind=kind)
+
+
+def _next_epoch(now: Situation) -> int:
+    """Newer than anything that is known or held."""
+    held = [v.epoch for v in candidates(now.slots, now.job)]
+    known = [now.known.epoch if now.known else 0, *held]
+    return max(1 + max(known), now.epoch_floor)
 
 
 def released(decision: Decision, slots: Slots) -> bool:

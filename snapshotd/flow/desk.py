@@ -17,6 +17,7 @@ from snapshotd.rpc.convert import (
     check_job,
     check_name,
     check_rank,
+    check_step,
     decision_id_from,
     decision_to,
     ranges_from,
@@ -133,6 +134,7 @@ class TrainerDesk:
 
     def _claim(self, message: pb.ToDaemon) -> None:
         claim = message.claim
+        check_step(claim.step)
         until_s = time.monotonic() + max(0.0, claim.patience_s)
         self._machine.claim(claim.step, claim.image_bytes, until_s)
         point("smp.claim.heard")
@@ -158,6 +160,7 @@ class TrainerDesk:
         self._smp.seal_filling(written.image_bytes, written.manifest_bytes, trained)
 
     def _passed(self, step: int) -> None:
+        check_step(step)
         self._machine.passed(step)
         self._smp.give_back_filling()
 
@@ -251,6 +254,7 @@ def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:
     check_rank(attach.shard, attach.world)
     check_name("an incarnation", message.incarnation)
     check_name("a run id", attach.run_id)
+    check_step(attach.passed_step)
     return TrainerFacts(
         job=attach.job,
         run_id=attach.run_id,

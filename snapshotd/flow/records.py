@@ -7,8 +7,10 @@ record tells that there must be one.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
+import stat
 from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
@@ -17,8 +19,9 @@ from google.protobuf.message import DecodeError
 
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import DecisionId, JobFacts
-from snapshotd.rpc.convert import job_from, job_to
+from snapshotd.rpc.convert import job_from, job_to, malformed
 from snapshotd.wire.points import point
+from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -54,20 +57,26 @@ class Records:
 
     def _read(self, path: Path) -> JobFacts:
         try:
-            message = pb.JobFacts.FromString(path.read_bytes())
-            return job_from(message)
-        except (DecodeError, RequestError) as error:
+            facts = job_from(pb.JobFacts.FromString(_contents(path)))
+            if self._path(facts.job) != path:
+                raise malformed(f"it is of job {facts.job!r}")
+            return facts
+        except (DecodeError, RequestError, OSError) as error:
             raise SnapshotdError(
                 f"the job record {path} is damaged: {error}",
                 "Remove it if the job may start anew, or copy it from another node",
             ) from error
 
+    def _path(self, job: str) -> Path:
+        return self._directory / f"{quote(job, safe='')}{_SUFFIX}"
+
     def _write(self, job: JobFacts) -> None:
-        path = self._directory / f"{quote(job.job, safe='')}{_SUFFIX}"
+        path = self._path(job.job)
         half = path.with_suffix(".half")
         point("supervisor.record.begun")
         try:
-            with half.open("wb") as file:
+            half.unlink(missing_ok=True)
+            with half.open("xb") as file:  # never through a link
                 file.write(job_to(job).SerializeToString())
                 file.flush()
                 os.fsync(file.fileno())
@@ -76,6 +85,16 @@ class Records:
             point("supervisor.record.done")
         except OSError as error:
             log.error("the record of job %r cannot be written: %s", job.job, error)
+
+
+def _contents(path: Path) -> bytes:
+    """The bytes of a plain file of a message's length at most. Raises OSError."""
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    with os.fdopen(os.open(path, flags), "rb") as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_CONTROL_BYTES:
+            raise OSError(errno.EINVAL, "it is no plain file, or too long", str(path))
+        return file.read(MAX_CONTROL_BYTES)
 
 
 def _mark(job: JobFacts) -> _Mark:

@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,15 +139,18 @@ class Smp:
             await self._sleep()
 
     async def _sleep(self) -> None:
-        wake_s = self.machine.next_wake_s()
-        timeout_s = None if wake_s is None else max(0.0, wake_s - time.monotonic())
+        now_s = time.monotonic()
+        times = (self.machine.next_wake_s(), self.vault.trust.next_change_s(now_s))
+        wake_s = min((t for t in times if t is not None), default=None)
+        timeout_s = None if wake_s is None else max(0.0, wake_s - now_s)
         try:
             await asyncio.wait_for(self._wake.wait(), timeout_s)
         except TimeoutError:
             return
 
     def _publish(self) -> None:
-        facts = self.machine.facts(self.address, self.vault.counters())
+        accused = self.vault.trust.accusations(time.monotonic())
+        facts = replace(self.machine.facts(self.address, self.vault.counters()), accused=accused)
         if facts != self._published:
             self._published = facts
             self._link.publish(facts)
@@ -260,7 +263,15 @@ class Smp:
         manifest_bytes: int,
         trained: Ranges,
     ) -> None:
-        holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+        try:
+            holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+        except DamagedBytes as error:
+            # The trainer, or who else may write there, cut the file: the step has no snapshot.
+            version = segment.version
+            self.vault.discard(segment, str(error))
+            if version is not None and self.machine.filling == version:
+                self.machine.passed(version.step)
+            return
         self.vault.watch(segment, trained)
         self.vault.enter(segment)
         point("smp.seal.entered")
@@ -334,7 +345,7 @@ class Smp:
         """Have a shard here, verified. Raises SnapshotdError."""
         orders, home = self.machine.orders, self.machine.home
         here = {home: self.machine.facts(self.address, self.vault.counters())}
-        slots = {**orders.peers, **here}
+        slots = {**{h: f for h, f in orders.peers.items() if self._trusts(h.node)}, **here}
         match find_shard(slots, job, shard, version, home):
             case Local(holding):
                 await self._verify(holding)
@@ -344,6 +355,9 @@ class Smp:
                 await self._transfers.decode(plan, orders.peers)
             case Missing(reason):
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
+
+    def _trusts(self, node: str) -> bool:
+        return not self.vault.trust.cut_off_s(node, time.monotonic())
 
     async def _verify(self, holding: DataHolding) -> None:
         with self.vault.reading(holding.job, holding.version, holding.shard) as segment:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from snapshotd import __version__
@@ -129,6 +130,8 @@ def _standstill(facts: SlotFacts) -> str:
 def _members(board: Board, now_s: float) -> list[pb.MemberStatus]:
     who = board.membership
     found = [pb.MemberStatus(node=who.node, address=who.address, state="live")]
+    accused = accusations(board.slots(now_s))
+    found[0].reason = accused.get(who.node, "")
     for node, address in who.addresses().items():
         state, silent_s, reason = who.liveness(node, now_s)
         found.append(
@@ -137,10 +140,25 @@ def _members(board: Board, now_s: float) -> list[pb.MemberStatus]:
                 address=address,
                 state=state.value,
                 silent_s=min(silent_s, 1e9),
-                reason=reason,
+                reason=sentence([r for r in (reason, accused.get(node, "")) if r]),
             )
         )
     return found
+
+
+def accusations(slots: Mapping[Home, SlotFacts]) -> dict[str, str]:
+    """Of each node that some slot holds something against: what, and whether it is cut off."""
+    found: dict[str, list[str]] = {}
+    for home, facts in sorted(slots.items()):
+        for held in facts.accused:
+            pause = f", and is cut off for {held.cut_off_s:.0f} s" if held.cut_off_s else ""
+            said = f"sent {home} {held.what}, {_times(held.count)}{pause}"
+            found.setdefault(held.node, []).append(said)
+    return {node: sentence(said) for node, said in found.items()}
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
 
 
 def _shards(board: Board, clock: Clock, now_s: float) -> list[pb.ShardStatus]:

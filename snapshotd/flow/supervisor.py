@@ -18,6 +18,7 @@ from snapshotd.core.membership import Refusal
 from snapshotd.errors import ConfigError, PeerError
 from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
+from snapshotd.flow.status import accusations
 from snapshotd.metadata import DataHolding, NodeFacts, ParityHolding, SlotFacts
 from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.convert import node_to, orders_to
@@ -53,6 +54,7 @@ class Supervisor:
         self._log = ChangeLog(log)
         self._reach = Reach(log, pace.dead_s)
         self._spread_sequence = 0
+        self._accused: frozenset[str] = frozenset()
         self.on_change: Callable[[], None] = lambda: None
 
     # -- events
@@ -130,6 +132,7 @@ class Supervisor:
             outbox.put(orders)
         point("supervisor.spread.ordered")
         self._records.keep(self.board.jobs())
+        self._note_accused()
         self._follow_membership()
         if self.board.facts.sequence != self._spread_sequence:
             self._spread_sequence = self.board.facts.sequence
@@ -137,6 +140,12 @@ class Supervisor:
                 event.set()
         point("supervisor.spread.told")
         self.on_change()
+
+    def _note_accused(self) -> None:
+        accused = accusations(self.board.slots(time.monotonic()))
+        for node in {*self._accused, *accused}:
+            self._log.note(f"blocks of {node}", accused.get(node, ""), logging.WARNING)
+        self._accused = frozenset(accused)
 
     def _follow_membership(self) -> None:
         known = self.board.membership.addresses()

@@ -7,20 +7,21 @@ holds at most n chunks whatever the size of the state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 
 from snapshotd.coding.codec import Codec
-from snapshotd.coding.digest import chunk_digests
+from snapshotd.coding.digest import check_range, chunk_digests
 from snapshotd.core.instructions import Encode
 from snapshotd.core.recovery import BlockInput, BlockPlan, Copy, Decode
 from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
-from snapshotd.errors import DamagedBytes, PeerError
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Home, ParityPlace, SlotFacts, Version
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
-from snapshotd.rpc.block_service import What
+from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.convert import place_to
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
@@ -32,15 +33,20 @@ Peers = Mapping[Home, SlotFacts]
 class _Lane:
     """One block of a stripe, read chunk by chunk and padded with zeros to any length."""
 
-    def __init__(self, reader: BlockReader | None, length: int) -> None:
+    def __init__(
+        self, reader: BlockReader | None, length: int, vault: Vault | None = None, node: str = ""
+    ) -> None:
         self.reader = reader
+        self.node = node
+        self._vault = vault
         self._left = length
 
     async def take(self, count: int) -> memoryview:
         """The next `count` bytes; the padding is made here, never stored and never sent."""
         if self.reader is None or self._left <= 0:
             return memoryview(bytes(count))
-        chunk = await self.reader.chunk()
+        with _blaming(self._vault, self.node):
+            chunk = await self.reader.chunk()
         self._left -= len(chunk)
         if len(chunk) >= count:
             return chunk[:count]
@@ -87,7 +93,7 @@ class Transfers:
                     unsealed.callback(self._vault.give_back, own)
                     continue
                 writers[row] = self._client.store(
-                    _address(peers, holder),
+                    self._address(peers, holder),
                     job=task.job,
                     epoch=task.epoch,
                     version=version,
@@ -98,6 +104,8 @@ class Transfers:
                 cleanup.callback(writers[row].cancel)
             digests = await self._code(task, lanes, own, writers, length)
             records = await self._records(task, peers, lanes, [s.position for s in layout.sources])
+            for node in {lane.node for lane in lanes if lane.node}:
+                self._vault.praise(node)
             point("smp.encode.recorded")
             if own is not None:
                 await self._vault.seal_parity(own, records, length)
@@ -157,46 +165,49 @@ class Transfers:
             home = task.group.members[position].home
             reader = readers.get(position)
             if reader is not None:
-                record = await reader.record()
+                with _blaming(self._vault, home.node):
+                    record = await reader.record()
             elif home == self._home:
                 record = self._vault.segment(task.job, task.version, held.shard).record
             else:
-                address = _address(peers, home)
-                record = await self._client.record(address, task.job, task.version, held.shard)
-            if (
-                not isinstance(record, seg.SealRecord)
-                or record.content_digest != held.content_digest
-            ):
-                raise DamagedBytes(f"{home} serves other bytes of shard {held.shard} than it says")
-            records.append(record)
+                record = await self._record(peers, home, task.job, task.version, held.shard)
+            with _blaming(self._vault, home.node):
+                records.append(_as_told(record, held, str(home)))
         return records
 
     def _lane(self, peers: Peers, home: Home, held: DataHolding, extent: Extent) -> _Lane:
         if extent.length == 0:
             return _Lane(None, 0)
-        address = _address(peers, home)
+        address = self._address(peers, home)
         reader = self._client.read(
             address, held.job, held.version, held.shard, extent.offset, extent.length
         )
-        return _Lane(reader, extent.length)
+        return _Lane(reader, extent.length, self._vault, home.node)
+
+    async def _record(
+        self, peers: Peers, home: Home, job: str, version: Version, what: What
+    ) -> Record:
+        with _blaming(self._vault, home.node):
+            return await self._client.record(self._address(peers, home), job, version, what)
+
+    def _address(self, peers: Peers, home: Home) -> str:
+        """Where a slot listens. Raises PeerError: it is not live, or cut off."""
+        self._vault.check_trusted(home.node)
+        facts = peers.get(home)
+        if facts is None or not facts.address:
+            raise PeerError(f"{home} is not live")
+        return facts.address
 
     # -- restore
 
     async def copy(self, plan: Copy, peers: Peers) -> DataHolding:
         """Bring a whole shard over from another slot, verified chunk by chunk."""
         held = plan.holding
-        address = _address(peers, plan.home)
+        address = self._address(peers, plan.home)
         reader = self._client.read(address, held.job, held.version, held.shard, 0, held.image_bytes)
         try:
-            record = await reader.record()
-            if (
-                not isinstance(record, seg.SealRecord)
-                or record.image_bytes != held.image_bytes
-                or record.content_digest != held.content_digest
-            ):
-                raise DamagedBytes(
-                    f"{address} serves other bytes of shard {held.shard} than it says"
-                )
+            with _blaming(self._vault, plan.home.node):
+                record = _as_told(await reader.record(), held, address)
             segment = await self._vault.begin_data(
                 held.job, held.shard, held.version, held.image_bytes
             )
@@ -206,11 +217,13 @@ class Transfers:
                 with segment.image(held.image_bytes) as image:
                     at = 0
                     while at < held.image_bytes:
-                        chunk = await reader.chunk()
+                        with _blaming(self._vault, plan.home.node):
+                            chunk = await reader.chunk()
                         image[at : at + len(chunk)] = chunk
                         at += len(chunk)
                         point("smp.copy.chunk")
                 holding = await self._sealed_as(segment, record)
+            self._vault.praise(plan.home.node)
         finally:
             reader.cancel()
         self._vault.copied_bytes += record.image_bytes
@@ -225,9 +238,12 @@ class Transfers:
             point("smp.decode.begun")
             with segment.image(plan.image_bytes) as image:
                 for block in plan.blocks:
-                    await self._decode_block(plan, block, peers, image)
+                    await self._decode_block(plan, block, peers, image, record)
                     point("smp.decode.block")
             holding = await self._sealed_as(segment, record)
+        # Only now is it known that all of them told the truth.
+        for node in {i.home.node for b in plan.blocks for i in b.inputs if i.home}:
+            self._vault.praise(node)
         self._vault.decoded_bytes += plan.image_bytes
         return holding
 
@@ -236,16 +252,25 @@ class Transfers:
         if plan.record_at == self._home:
             parity = self._vault.segment(plan.job, plan.version, plan.record_place).record
         else:
-            address = _address(peers, plan.record_at)
-            parity = await self._client.record(address, plan.job, plan.version, plan.record_place)
-        if isinstance(parity, seg.ParityRecord):
-            for record in parity.group:
-                if record.shard == plan.shard and record.content_digest == plan.content_digest:
-                    return record
-        raise DamagedBytes(f"{plan.record_at} has no record of shard {plan.shard}")
+            parity = await self._record(
+                peers, plan.record_at, plan.job, plan.version, plan.record_place
+            )
+        wanted = plan.shard, plan.content_digest, plan.image_bytes
+        for record in parity.group if isinstance(parity, seg.ParityRecord) else ():
+            if (record.shard, record.content_digest, record.image_bytes) == wanted:
+                return record
+        with _blaming(self._vault, plan.record_at.node):
+            raise Misbehaved(
+                Misdeed.WRONG_RECORD, f"{plan.record_at} has no record of shard {plan.shard}"
+            )
 
     async def _decode_block(
-        self, plan: Decode, block: BlockPlan, peers: Peers, image: memoryview
+        self,
+        plan: Decode,
+        block: BlockPlan,
+        peers: Peers,
+        image: memoryview,
+        record: seg.SealRecord,
     ) -> None:
         length = block.extent.length
         with ExitStack() as cleanup:
@@ -262,8 +287,26 @@ class Transfers:
                     self._codec.decode, plan.data, plan.parity, have, [block.index]
                 )
                 start = block.extent.offset + at
+                self._check_decoded(block, memoryview(data), start, record)
                 image[start : start + count] = data
                 point("smp.decode.chunk")
+
+    def _check_decoded(
+        self, block: BlockPlan, data: memoryview, start: int, record: seg.SealRecord
+    ) -> None:
+        """Each data block was what its own record says; so wrong bytes come from parity.
+
+        Raises:
+            DamagedBytes: they are wrong; it is held against those who served the parity.
+        """
+        try:
+            check_range(data, start, record.image_bytes, record.grain_digests)
+        except DamagedBytes as error:
+            for wanted in block.inputs:
+                if wanted.place is not None and wanted.home is not None:
+                    what = f"{wanted.home} served parity that is not the code of its group"
+                    self._vault.strike(wanted.home.node, Misdeed.WRONG_STRIPE, what)
+            raise DamagedBytes(f"decoded wrongly: {error.what}") from error
 
     def _input(
         self, job: str, version: Version, wanted: BlockInput, length: int, peers: Peers
@@ -275,9 +318,9 @@ class Transfers:
             return _Lane(None, 0)
         what: What | None = wanted.place if wanted.place is not None else wanted.shard
         assert what is not None, "an input is a shard's block or a parity block"
-        address = _address(peers, wanted.home)
+        address = self._address(peers, wanted.home)
         reader = self._client.read(address, job, version, what, wanted.extent.offset, count)
-        return _Lane(reader, count)
+        return _Lane(reader, count, self._vault, wanted.home.node)
 
     async def _sealed_as(self, segment: Segment, record: seg.SealRecord) -> DataHolding:
         """Seal, and let it count only if it is byte for byte what the record names."""
@@ -295,11 +338,25 @@ class Transfers:
         return holding
 
 
-def _address(peers: Peers, home: Home) -> str:
-    facts = peers.get(home)
-    if facts is None or not facts.address:
-        raise PeerError(f"{home} is not live")
-    return facts.address
+@contextmanager
+def _blaming(vault: Vault | None, node: str) -> Iterator[None]:
+    """Hold it against a node when what it sent is no honest node's."""
+    try:
+        yield
+    except Misbehaved as error:
+        if vault is not None:
+            vault.strike(node, error.misdeed, str(error))
+        raise
+
+
+def _as_told(record: Record, held: DataHolding, who: str) -> seg.SealRecord:
+    """The record of the very bytes that a slot's facts speak of. Raises Misbehaved."""
+    told = held.image_bytes, held.content_digest
+    if isinstance(record, seg.SealRecord) and (record.image_bytes, record.content_digest) == told:
+        return record
+    raise Misbehaved(
+        Misdeed.WRONG_RECORD, f"{who} serves other bytes of shard {held.shard} than it says"
+    )
 
 
 def _cancel(reader: BlockReader | None) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -15,14 +16,36 @@ from snapshotd.core.protection import parity_homes
 from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
-from snapshotd.errors import DamagedBytes, NoRoom, RequestError
+from snapshotd.core.trust import Misdeed, Trust
+from snapshotd.errors import (
+    DamagedBytes,
+    Misbehaved,
+    NoRoom,
+    PeerError,
+    RequestError,
+    SnapshotdError,
+)
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
 from snapshotd.memory.states import Kind
-from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
+from snapshotd.metadata import (
+    DataHolding,
+    Home,
+    ParityHolding,
+    ParityPlace,
+    SlotCounters,
+    Version,
+)
 from snapshotd.rpc.block_service import Record, What
-from snapshotd.rpc.convert import check_seal, malformed, place_from, version_from
+from snapshotd.rpc.convert import (
+    MAX_NAME_BYTES,
+    check_job,
+    check_seal,
+    malformed,
+    place_from,
+    version_from,
+)
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -53,6 +76,7 @@ class Vault:
         self.decoded_bytes = 0
         self._quarantined = 0
         self.repeats = Repeats()
+        self.trust = Trust()
         #: Called when a peer's request changed what is held here.
         self.on_change: Callable[[], None] = lambda: None
         #: Called when a segment could not be had: job, bytes of its largest image.
@@ -204,6 +228,10 @@ class Vault:
             self._unentered.remove(segment)
             segment.free()
 
+    def discard(self, segment: Segment, reason: str) -> None:
+        """A buffer that was begun and is damaged: nobody gets it again."""
+        self._condemn(segment, reason)
+
     # -- letting go
 
     def free(self, holding: DataHolding | ParityHolding) -> None:
@@ -276,7 +304,8 @@ class Vault:
         self, opening: pb.StoreOpening, version: Version, place: ParityPlace
     ) -> IncomingBlock | None:
         """A buffer for a parity block that another node computed; None when it is here already."""
-        self._check_wanted(opening, place)
+        sender = self._check_wanted(opening, place)
+        self.check_trusted(sender)
         if len(opening.shard_bytes) != len(place.shards) or (
             parity_bytes(place, opening.shard_bytes) != opening.image_bytes
         ):
@@ -291,9 +320,28 @@ class Vault:
             self._arriving.discard(key)
             raise
         point("smp.store.opened")
-        return IncomingBlock(self, segment, opening.image_bytes, key)
+        return IncomingBlock(self, segment, opening.image_bytes, opening.shard_bytes, key, sender)
 
-    def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> None:
+    # -- whom to trust
+
+    def check_trusted(self, node: str) -> None:
+        """Raises PeerError while a node is cut off."""
+        left_s = self.trust.cut_off_s(node, time.monotonic())
+        if left_s:
+            raise PeerError(f"{node} sent wrong blocks, and is cut off for {left_s:.0f} s more")
+
+    def strike(self, node: str, misdeed: str, why: str) -> None:
+        """A node sent what no honest node sends."""
+        log.warning("a strike against %s: %s", node, why)
+        self.trust.strike(node, Misdeed(misdeed), time.monotonic())
+        self.on_change()
+
+    def praise(self, node: str) -> None:
+        """A node sent a whole block that was right."""
+        self.trust.good(node, time.monotonic())
+
+    def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> str:
+        """Refuse what this slot is not to keep; returns the node of the sender."""
         job = self._machine.orders.job(opening.job)
         if job is None or job.decision is None or job.lineage != opening.epoch:
             known = job.lineage if job else 0
@@ -303,11 +351,19 @@ class Vault:
                 f"epoch {known} here",
             )
         groups = (*job.decision.groups, *self._machine.orders.keepers(job))
-        wanted = ((p, h) for g in groups for p, h in parity_homes(g))
-        if (place, self._machine.home) not in wanted:
+        keeping = [g for g in groups if (place, self._machine.home) in parity_homes(g)]
+        if not keeping:
             raise RequestError(
                 ErrorCode.OUT_OF_ORDER, f"{self._machine.home} is not to keep parity {place}"
             )
+        sender = Home(opening.sender.node, opening.sender.slot)
+        if sender not in {m.home for g in keeping for m in g.members}:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"parity {place} came from {str(sender)[:MAX_NAME_BYTES]}, "
+                "which is not of its group",
+            )
+        return sender.node
 
     def arrived(self, key: Key) -> None:
         self._arriving.discard(key)
@@ -355,7 +411,17 @@ class Vault:
 class IncomingBlock:
     """A parity block on its way into a segment."""
 
-    def __init__(self, vault: Vault, segment: Segment, image_bytes: int, key: Key) -> None:
+    def __init__(
+        self,
+        vault: Vault,
+        segment: Segment,
+        image_bytes: int,
+        shard_bytes: Sequence[int],
+        key: Key,
+        sender: str,
+    ) -> None:
+        self._shard_bytes = list(shard_bytes)
+        self._sender = sender
         self._vault = vault
         self._segment = segment
         self._image_bytes = image_bytes
@@ -374,22 +440,44 @@ class IncomingBlock:
     async def _finish(self, record: seg.ParityRecord) -> None:
         try:
             job, version, place = self._key
-            _check_record(record, job, version, place, self._image_bytes)
+            record.DiscardUnknownFields()  # they would be kept, and nobody has made room for them
+            self._check_record(record, job, version, place)
             await asyncio.to_thread(
                 self._segment.seal_parity, list(record.group), self._image_bytes
             )
             point("smp.store.sealed")
             if self._segment.record.grain_digests != record.grain_digests:
-                raise DamagedBytes("a parity block was damaged on its way: its digests differ")
+                raise Misbehaved(
+                    Misdeed.WRONG_BYTES, "a parity block was damaged on its way: its digests differ"
+                )
             self._vault.replace(self._segment)
             point("smp.store.replaced")
+            self._vault.praise(self._sender)
+        except Misbehaved as error:
+            self._vault.strike(self._sender, error.misdeed, str(error))
+            raise
         finally:
             self._vault.arrived(self._key)
             self._vault.give_back(self._segment)
 
-    def abandon(self) -> None:
-        """Nobody will send the rest."""
+    def _check_record(
+        self, record: seg.ParityRecord, job: str, version: Version, place: What
+    ) -> None:
+        try:
+            _check_record(record, job, version, place, self._image_bytes)
+        except SnapshotdError as error:
+            raise Misbehaved(Misdeed.WRONG_RECORD, error.what) from error
+        sizes = [r.image_bytes for r in record.group]
+        if sizes != self._shard_bytes:
+            raise Misbehaved(
+                Misdeed.WRONG_RECORD, f"{self._shard_bytes} bytes were announced, {sizes} came"
+            )
+
+    def abandon(self, error: BaseException) -> None:
+        """Nobody will send the rest; the error says whether that is the sender's fault."""
         if not self._finishing:
+            if isinstance(error, Misbehaved):
+                self._vault.strike(self._sender, error.misdeed, str(error))
             self._vault.arrived(self._key)
             self._vault.give_back(self._segment)
 
@@ -414,8 +502,13 @@ def _check_record(
 
 
 def describe(segment: Segment) -> DataHolding | ParityHolding:
-    """The holding a sealed segment is. Raises DamagedBytes when its record contradicts itself."""
+    """The holding a sealed segment is.
+
+    Raises:
+        DamagedBytes: its record contradicts itself. RequestError: it speaks of what cannot be.
+    """
     record: Record = segment.record
+    check_job(segment.header.job)  # told to all others, who would refuse the rest with it
     if isinstance(record, seg.SealRecord):
         return DataHolding(
             record.job,

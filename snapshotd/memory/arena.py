@@ -180,7 +180,7 @@ class Arena:
 
     def _remove_unfinished(self) -> None:
         for path in self._directory.glob(f"*{_SUFFIX}{UNFINISHED_SUFFIX}"):
-            path.unlink()
+            _remove_file(path)
 
     def _adopt(self) -> tuple[Quarantined, ...]:
         quarantined = []
@@ -265,6 +265,11 @@ class Arena:
 
 def _remove_foreign(path: Path, reason: str) -> Quarantined:
     _log.error("file %s is removed: %s", path, reason)
+    _remove_file(path)
+    return Quarantined(path.name, reason)
+
+
+def _remove_file(path: Path) -> None:
+    """A directory that somebody put there stays: what is in it is not ours."""
     if path.is_symlink() or not path.is_dir():
         path.unlink()
-    return Quarantined(path.name, reason)

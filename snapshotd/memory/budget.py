@@ -18,6 +18,7 @@ import psutil
 from snapshotd.errors import NoRoom
 from snapshotd.memory.allocation import explain
 from snapshotd.memory.cgroup import cgroup_left_bytes
+from snapshotd.memory.locks import open_lock
 
 #: Never taken from a machine: for its other processes to go on.
 KEPT_AVAILABLE_BYTES: Final = 64 << 20
@@ -86,7 +87,7 @@ class Budget:
     def _lock(self) -> Iterator[None]:
         path = self._shm_dir / _LOCK_NAME
         try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
+            descriptor = open_lock(path)
         except OSError as error:
             raise explain(error, path) from error
         try:

@@ -5,8 +5,10 @@ A lock disappears with its process however it dies, and works across pid namespa
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
+import stat
 import struct
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +42,8 @@ def trainer_holding(lock_file: Path) -> str | None:
         OSError: the file cannot be opened for another reason than its absence.
     """
     try:
-        descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC)
+        # Without waiting: a pipe that somebody put there must not keep the caller.
+        descriptor = os.open(lock_file, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:
@@ -53,6 +56,21 @@ def trainer_holding(lock_file: Path) -> str | None:
     if _FLOCK.unpack(answer)[0] == fcntl.F_UNLCK:
         return None
     return written.decode("utf-8", "replace").strip()
+
+
+def open_lock(path: Path) -> int:
+    """A descriptor of a lock file that is made where it is not there; it is nobody else's file.
+
+    Raises:
+        OSError: it cannot be made; a link, a pipe or a second name of another file is in its place.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o660)
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "its lock file is no plain file of its own; remove it", str(path))
 
 
 class DirectoryLock:
@@ -79,9 +97,7 @@ class DirectoryLock:
         """
         if self._descriptor is not None:
             raise ValueError(f"{self._directory} is locked by this object already")
-        descriptor = os.open(
-            self._directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660
-        )
+        descriptor = open_lock(self._directory / LOCK_NAME)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -188,7 +188,9 @@ class Segment:
 
         Raises:
             ValueError: longer than the capacity.
+            DamagedBytes: the file is shorter than it was.
         """
+        self._check_length()
         if not 0 <= image_bytes <= self.image_capacity:
             raise ValueError(
                 f"segment {self.name}: image of {image_bytes} bytes, capacity {self.image_capacity}"
@@ -358,7 +360,16 @@ class Segment:
         self._header = header
         self._record = None
 
+    def _check_length(self) -> None:
+        """Whoever reads a page behind the end of a mapped file is killed by SIGBUS."""
+        size = os.fstat(self._descriptor).st_size
+        if size < self.size_bytes:
+            raise DamagedBytes(
+                f"{self._path}: somebody cut it to {size} of its {self.size_bytes} bytes"
+            )
+
     def _read_record(self) -> SealRecord | ParityRecord:
+        self._check_length()
         start = IMAGE_OFFSET + self.image_capacity
         try:
             return parse_record(
@@ -398,12 +409,24 @@ def _blank(header: SegmentHeader) -> SegmentHeader:
 
 def _open_regular(path: Path) -> int:
     """A descriptor of a plain file; a link or a pipe that was put there is not followed."""
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise DamagedBytes(f"{path}: not a segment file: it is no plain file")
+    _check_plain(path, path.lstat())
     try:
-        return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         raise explain(error, path) from error
+    try:
+        _check_plain(path, os.fstat(descriptor))  # of what was opened, whatever was there before
+    except DamagedBytes:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _check_plain(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise DamagedBytes(f"{path}: not a segment file: it is no plain file")
+    if status.st_nlink > 1:
+        raise DamagedBytes(f"{path}: not a segment file: it has another name elsewhere")
 
 
 def _check_header(header: SegmentHeader, size: int) -> None:

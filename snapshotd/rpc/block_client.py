@@ -13,12 +13,14 @@ import grpc
 import grpc.aio
 
 from snapshotd.coding.digest import check_range
-from snapshotd.errors import PeerError, RequestError
-from snapshotd.metadata import ParityPlace, Version
+from snapshotd.core.stripes import parity_bytes
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, RequestError
+from snapshotd.metadata import Home, ParityPlace, Version
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.channels import Channels, peer_errors
-from snapshotd.rpc.convert import check_seal, place_to, version_to
-from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES
+from snapshotd.rpc.convert import check_seal, home_to, place_from, place_to, version_to
+from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -31,12 +33,14 @@ class BlocksClient:
         self,
         channels: Channels,
         cluster_id: str,
+        home: Home,
         stall_s: float,
         received: Callable[[int], None],
         sent: Callable[[int], None],
     ) -> None:
         self._channels = channels
         self._cluster_id = cluster_id
+        self._home = home
         self._stall_s = stall_s
         self._received = received
         self._sent = sent
@@ -62,6 +66,7 @@ class BlocksClient:
             stub.Read(request, wait_for_ready=False),
             address,
             request,
+            what,
             self._stall_s,
             self._received,
         )
@@ -95,6 +100,7 @@ class BlocksClient:
             place=place_to(place),
             image_bytes=image_bytes,
             shard_bytes=shard_bytes,
+            sender=home_to(self._home),
         )
         stub = node_pb2_grpc.BlocksStub(self._channels.to(address))
         return BlockWriter(stub.Store(), opening, address, self._stall_s, self._sent)
@@ -108,11 +114,13 @@ class BlockReader:
         call: grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadReply],
         address: str,
         request: pb.ReadRequest,
+        what: What,
         stall_s: float,
         received: Callable[[int], None],
     ) -> None:
         self._call = call
         self._address = address
+        self._what = what
         self._at = request.offset
         self._end = request.offset + request.bytes
         self._stall_s = stall_s
@@ -120,28 +128,35 @@ class BlockReader:
         self._record: Record | None = None
 
     async def record(self) -> Record:
-        """What the source sealed. Raises PeerError when it is not to be had."""
+        """What the source sealed.
+
+        Raises:
+            PeerError: it is not to be had. Misbehaved: it is not what was asked for, or nonsense.
+        """
         if self._record is None:
             reply = await self._next()
-            part = reply.WhichOneof("part")
-            if part == "chunk":
-                raise PeerError(f"{self._address} sent bytes before their record")
-            for sealed in [reply.seal] if part == "seal" else reply.parity.group:
-                self._check(sealed)
-            self._record = reply.seal if part == "seal" else reply.parity
+            expected = "parity" if isinstance(self._what, ParityPlace) else "seal"
+            if reply.WhichOneof("part") != expected:
+                raise self._misbehaved(Misdeed.WRONG_STREAM, "did not begin with the record")
+            found = reply.parity if expected == "parity" else reply.seal
+            self._check(found)
+            self._record = found
         return self._record
 
     async def chunk(self) -> memoryview:
-        """The next verified chunk. Raises PeerError, or DamagedBytes with the offset."""
+        """The next verified chunk. Raises PeerError, or Misbehaved with what was wrong."""
         record = await self.record()
         chunk = memoryview((await self._next()).chunk)
         expected = min(TRANSFER_BYTES, self._end - self._at)
         if len(chunk) != expected:
-            raise PeerError(
-                f"{self._address} sent {len(chunk)} bytes at {self._at} of a block, "
-                f"{expected} were expected"
+            raise self._misbehaved(
+                Misdeed.WRONG_STREAM,
+                f"sent {len(chunk)} bytes at {self._at} of a block, {expected} were expected",
             )
-        check_range(chunk, self._at, record.image_bytes, record.grain_digests)
+        try:
+            check_range(chunk, self._at, record.image_bytes, record.grain_digests)
+        except DamagedBytes as error:
+            raise self._misbehaved(Misdeed.WRONG_BYTES, f"sent damage: {error.what}") from error
         self._at += len(chunk)
         self._received(len(chunk))
         return chunk
@@ -149,24 +164,52 @@ class BlockReader:
     def cancel(self) -> None:
         self._call.cancel()
 
-    def _check(self, sealed: seg.SealRecord) -> None:
+    def _misbehaved(self, misdeed: Misdeed, what: str) -> Misbehaved:
+        return Misbehaved(misdeed, f"{self._address} {what}")
+
+    def _check(self, record: Record) -> None:
+        """A record must make sense, and be of an image that has the bytes that were asked for."""
         try:
-            check_seal(sealed)
+            if isinstance(record, seg.ParityRecord):
+                self._check_parity(record)
+            else:
+                check_seal(record)
         except RequestError as error:
-            raise PeerError(f"{self._address} sent what makes no sense: {error.what}") from error
+            raise self._misbehaved(
+                Misdeed.WRONG_RECORD, f"sent what makes no sense: {error.what}"
+            ) from error
+        if self._end > record.image_bytes or self._at % grain_bytes(record.image_bytes):
+            raise self._misbehaved(
+                Misdeed.WRONG_RECORD,
+                f"says that its image has {record.image_bytes} bytes, where {self._at} to "
+                f"{self._end} were asked for",
+            )
+
+    def _check_parity(self, record: seg.ParityRecord) -> None:
+        place = place_from(record.place)
+        for sealed in record.group:
+            check_seal(sealed)
+        shards = tuple(r.shard for r in record.group)
+        sizes = [r.image_bytes for r in record.group]
+        if place != self._what or shards != place.shards:
+            raise self._misbehaved(Misdeed.WRONG_RECORD, f"sent the record of {place}")
+        if record.image_bytes != parity_bytes(place, sizes):
+            raise self._misbehaved(
+                Misdeed.WRONG_RECORD, f"sent {record.image_bytes} bytes as parity of {sizes} bytes"
+            )
 
     async def _next(self) -> pb.ReadReply:
         with peer_errors(self._address, "reading a block"):
             try:
                 reply = await asyncio.wait_for(self._call.read(), self._stall_s)
             except TimeoutError as error:
-                raise PeerError(
-                    f"{self._address} sent nothing of a block for {self._stall_s} s"
+                raise self._misbehaved(
+                    Misdeed.STALLED, f"sent nothing of a block for {self._stall_s} s"
                 ) from error
         if reply is grpc.aio.EOF:
             raise PeerError(f"{self._address} ended a block early, at byte {self._at}")
         if not isinstance(reply, pb.ReadReply):  # what gRPC gives for bytes that are no message
-            raise PeerError(f"{self._address} sent what is no message of snapshotd")
+            raise self._misbehaved(Misdeed.WRONG_STREAM, "sent what is no message of snapshotd")
         return reply
 
 

@@ -16,7 +16,15 @@ import grpc
 import grpc.aio
 
 from snapshotd.coding.digest import check_range
-from snapshotd.errors import DamagedBytes, NoRoom, PeerError, RequestError, SnapshotdError
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import (
+    DamagedBytes,
+    Misbehaved,
+    NoRoom,
+    PeerError,
+    RequestError,
+    SnapshotdError,
+)
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.channels import OPTIONS
 from snapshotd.rpc.convert import malformed, place_from, version_from
@@ -77,7 +85,8 @@ class Incoming(Protocol):
     async def finish(self, record: seg.ParityRecord) -> None:
         """Verify against the record, seal, publish. Raises DamagedBytes."""
 
-    def abandon(self) -> None: ...
+    def abandon(self, error: BaseException) -> None:
+        """Nobody will send the rest; the error says why."""
 
 
 def check_caller(cluster_id: str, mine: str, protocol: int) -> None:
@@ -113,7 +122,9 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         try:
             return await asyncio.wait_for(wait, self._stall_s)
         except TimeoutError as error:
-            raise PeerError(f"a peer {did} nothing of a block for {self._stall_s} s") from error
+            raise Misbehaved(
+                Misdeed.STALLED, f"a peer {did} nothing of a block for {self._stall_s} s"
+            ) from error
 
     async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[pb.ReadReply]:
         check_caller(request.cluster_id, self._cluster_id, request.protocol)
@@ -165,8 +176,8 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
                 record = await self._fill(image, requests)
             await incoming.finish(record)
             point("smp.store.finished")
-        except BaseException:
-            incoming.abandon()
+        except BaseException as error:
+            incoming.abandon(error)
             raise
 
     async def _fill(
@@ -176,11 +187,16 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         while (request := await self._next(requests)) is not None:
             if request.WhichOneof("part") == "record":
                 if at != len(image):
-                    raise malformed(f"a parity block ended after {at} of {len(image)} bytes")
+                    raise _announced(f"a parity block ended after {at} of {len(image)} bytes")
                 return request.record
             chunk = request.chunk
-            if request.WhichOneof("part") != "chunk" or at + len(chunk) > len(image):
-                raise malformed(f"unexpected part behind {at} of {len(image)} bytes of parity")
+            # Whole chunks only: a trickle of small ones would keep the buffer for ever.
+            expected = min(TRANSFER_BYTES, len(image) - at)
+            if request.WhichOneof("part") != "chunk" or not 0 < len(chunk) == expected:
+                raise _announced(
+                    f"unexpected part behind {at} of {len(image)} bytes of parity: "
+                    f"{len(chunk)} bytes where {expected} were expected"
+                )
             image[at : at + len(chunk)] = chunk
             at += len(chunk)
             self._store.received(len(chunk))
@@ -188,7 +204,14 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
 
     async def _next(self, requests: AsyncIterator[pb.StoreRequest]) -> pb.StoreRequest | None:
-        return await self._bounded(anext(requests, None), "sent")
+        request = await self._bounded(anext(requests, None), "sent")
+        if request is not None and not isinstance(request, pb.StoreRequest):
+            raise _announced("what is no message of snapshotd")
+        return request
+
+
+def _announced(what: str) -> Misbehaved:
+    return Misbehaved(Misdeed.WRONG_STREAM, what)
 
 
 def _check_bounds(request: pb.ReadRequest, image_bytes: int) -> None:
@@ -205,7 +228,9 @@ def _check_bounds(request: pb.ReadRequest, image_bytes: int) -> None:
 def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
     """The gRPC status of an error of ours."""
     code = grpc.StatusCode.UNAVAILABLE
-    if isinstance(error, RequestError):
+    if isinstance(error, RequestError) or (
+        isinstance(error, Misbehaved) and error.misdeed != Misdeed.STALLED
+    ):
         code = grpc.StatusCode.FAILED_PRECONDITION
     elif isinstance(error, NoRoom):
         code = grpc.StatusCode.RESOURCE_EXHAUSTED

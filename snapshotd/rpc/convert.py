@@ -7,12 +7,19 @@ digests have their length, and no count is beyond what any cluster has.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
+from pydantic_core import PydanticCustomError
+
 from snapshotd.coding.digest import content_digest
+from snapshotd.config.address import check_address
+from snapshotd.core.placement import MAX_GROUP
+from snapshotd.core.trust import LAST_PAUSE_S, MAX_ACCUSED
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
+    Accusation,
     Cadence,
     DataHolding,
     Decision,
@@ -33,7 +40,15 @@ from snapshotd.metadata import (
     TrainerFacts,
     Version,
 )
-from snapshotd.wire.protocol import DIGEST_BYTES, ErrorCode, grain_bytes
+from snapshotd.wire.protocol import (
+    DIGEST_BYTES,
+    MAX_EPOCH,
+    MAX_IMAGE_BYTES,
+    MAX_JOBS,
+    MAX_STEP,
+    ErrorCode,
+    grain_bytes,
+)
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -43,8 +58,10 @@ MAX_SLOTS: Final = 64
 MAX_WORLD: Final = 1 << 17
 #: Nodes that one node may speak of.
 MAX_NODES: Final = 1 << 14
-#: Members of a group: the code is in GF(256).
-MAX_MEMBERS: Final = 256
+#: Members of a group, as placement forms them.
+MAX_MEMBERS: Final = MAX_GROUP
+#: Generations and parity blocks that one slot may speak of: some dozens are usual.
+MAX_HOLDINGS: Final = 1 << 10
 #: Node ids, addresses, run ids and the like.
 MAX_NAME_BYTES: Final = 255
 #: A job's name is the name of a file, %-encoded.
@@ -82,10 +99,49 @@ def check_slot(slot: int) -> None:
         )
 
 
+def check_step(step: int) -> None:
+    """Refuse a step that no training reaches. Raises RequestError."""
+    if step > MAX_STEP:
+        raise RequestError(
+            ErrorCode.MALFORMED,
+            f"step {step} is beyond {MAX_STEP}",
+            "Count steps from 0, in growing order",
+        )
+
+
+def _epoch(epoch: int) -> int:
+    if epoch > MAX_EPOCH:
+        raise malformed(f"epoch {epoch} is beyond {MAX_EPOCH}")
+    return epoch
+
+
+def _size(image_bytes: int) -> int:
+    if image_bytes > MAX_IMAGE_BYTES:
+        raise malformed(f"an image of {image_bytes} bytes, at most {MAX_IMAGE_BYTES} expected")
+    return image_bytes
+
+
+def _counted(step: int) -> int:
+    """A step that a node counted on from one it was told."""
+    if step > 2 * MAX_STEP:
+        raise malformed(f"step {step} is beyond {2 * MAX_STEP}")
+    return step
+
+
 def check_name(what: str, name: str) -> None:
     """Refuse an empty or an endless name. Raises RequestError."""
     if not 1 <= len(name) <= MAX_NAME_BYTES:
         raise malformed(f"{what} of {len(name)} characters, 1 to {MAX_NAME_BYTES} expected")
+
+
+@lru_cache(maxsize=MAX_NODES)
+def _check_address(address: str) -> None:
+    """Refuse what is no host:port: gRPC would dial sockets of other kinds, too."""
+    check_name("an address", address)
+    try:
+        check_address(address)
+    except PydanticCustomError as error:
+        raise malformed(f"the address {address[:80]!r} cannot be dialled: {error}") from error
 
 
 def malformed(what: str) -> RequestError:
@@ -126,7 +182,8 @@ def version_to(v: Version) -> seg.Version:
 
 
 def version_from(m: seg.Version) -> Version:
-    return Version(m.epoch, m.step)
+    check_step(m.step)
+    return Version(_epoch(m.epoch), m.step)
 
 
 def place_to(p: ParityPlace) -> seg.ParityPlace:
@@ -147,11 +204,11 @@ def place_from(m: seg.ParityPlace) -> ParityPlace:
 
 
 def group_to(g: Group) -> pb.Group:
-    members = [pb.Member(shard=m.shard, home=_home_to(m.home)) for m in g.members]
+    members = [pb.Member(shard=m.shard, home=home_to(m.home)) for m in g.members]
     return pb.Group(members=members, parity=g.parity, unkept=g.unkept)
 
 
-def _home_to(h: Home) -> pb.Home:
+def home_to(h: Home) -> pb.Home:
     return pb.Home(node=h.node, slot=h.slot)
 
 
@@ -171,7 +228,7 @@ def decision_id_to(i: DecisionId) -> pb.DecisionId:
 
 
 def decision_id_from(m: pb.DecisionId) -> DecisionId:
-    return DecisionId(m.epoch, m.node)
+    return DecisionId(_epoch(m.epoch), m.node)
 
 
 def decision_to(d: Decision) -> pb.Decision:
@@ -195,7 +252,7 @@ def decision_to(d: Decision) -> pb.Decision:
 
 
 def decision_from(m: pb.Decision) -> Decision:
-    if [i.shard for i in m.incarnations] != list(range(m.world)) or m.world == 0:
+    if not 0 < m.world <= MAX_WORLD or [i.shard for i in m.incarnations] != list(range(m.world)):
         raise malformed(f"a decision for {m.world} ranks names {len(m.incarnations)} trainers")
     outcome = m.WhichOneof("outcome")
     if outcome is None or m.tier not in {t.value for t in Tier}:
@@ -237,7 +294,8 @@ def data_to(d: DataHolding) -> pb.DataHolding:
 def _data_from(m: pb.DataHolding) -> DataHolding:
     check_job(m.job)
     _check_digest(m.content_digest)
-    return DataHolding(m.job, m.shard, version_from(m.version), m.image_bytes, m.content_digest)
+    size = _size(m.image_bytes)
+    return DataHolding(m.job, m.shard, version_from(m.version), size, m.content_digest)
 
 
 def _check_digest(digest: bytes) -> None:
@@ -267,9 +325,9 @@ def _parity_from(m: pb.ParityHolding) -> ParityHolding:
         m.job,
         version_from(m.version),
         place,
-        m.image_bytes,
+        _size(m.image_bytes),
         tuple(m.content_digests),
-        tuple(m.shard_bytes),
+        tuple(_size(count) for count in m.shard_bytes),
     )
 
 
@@ -296,6 +354,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
     check_job(m.job)
     check_rank(m.shard, m.world)
     check_name("an incarnation", m.incarnation)
+    check_name("a run id", m.run_id)
     return TrainerFacts(
         job=m.job,
         run_id=m.run_id,
@@ -308,13 +367,25 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
         decision=decision_id_from(m.decision) if m.HasField("decision") else None,
         staged=m.staged,
         failure=m.failure,
-        passed_step=m.passed_step,
+        passed_step=_counted(m.passed_step),
         skipped=m.skipped,
         present=m.present,
     )
 
 
 _COUNTERS = tuple(SlotCounters.__dataclass_fields__)
+
+
+def _accusation_to(a: Accusation) -> pb.Accusation:
+    return pb.Accusation(node=a.node, what=a.what, count=a.count, cut_off_s=a.cut_off_s)
+
+
+def _accusation_from(m: pb.Accusation) -> Accusation:
+    check_name("an accused node's id", m.node)
+    check_name("what it is accused of", m.what)
+    if not 0 <= m.cut_off_s <= LAST_PAUSE_S:
+        raise malformed(f"node {m.node!r} is cut off for {m.cut_off_s} s")
+    return Accusation(m.node, m.what, m.count, m.cut_off_s)
 
 
 def slot_to(s: SlotFacts) -> pb.SlotFacts:
@@ -326,11 +397,18 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         parity=[parity_to(p) for p in s.parity],
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
         short=s.short,
+        accused=[_accusation_to(a) for a in s.accused],
     )
 
 
 def slot_from(m: pb.SlotFacts) -> SlotFacts:
     check_slot(m.slot)
+    if max(len(m.data), len(m.parity)) > MAX_HOLDINGS:
+        raise malformed(f"a slot with {len(m.data)} shards and {len(m.parity)} parity blocks")
+    if len(m.accused) > MAX_ACCUSED:
+        raise malformed(f"a slot that accuses {len(m.accused)} nodes")
+    if m.address:
+        _check_address(m.address)
     return SlotFacts(
         slot=m.slot,
         address=m.address,
@@ -339,6 +417,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         parity=tuple(_parity_from(p) for p in m.parity),
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
         short=tuple(m.short),
+        accused=tuple(_accusation_from(a) for a in m.accused),
     )
 
 
@@ -360,13 +439,15 @@ def job_from(m: pb.JobFacts) -> JobFacts:
     check_job(m.job)
     if m.HasField("decision") and m.decision.job != m.job:
         raise malformed(f"facts of job {m.job!r} carry a decision of {m.decision.job[:40]!r}")
+    if m.world > MAX_WORLD:
+        raise malformed(f"facts of job {m.job!r} speak of {m.world} ranks, at most {MAX_WORLD}")
     return JobFacts(
         job=m.job,
         world=m.world,
-        epoch=m.epoch,
-        lineage=m.lineage,
+        epoch=_epoch(m.epoch),
+        lineage=_epoch(m.lineage),
         committed=version_from(m.committed) if m.HasField("committed") else None,
-        committed_in=m.committed_in,
+        committed_in=_epoch(m.committed_in),
         decision=decision_from(m.decision) if m.HasField("decision") else None,
         cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
         economy=Economy(m.economy.serial, m.economy.rows_less),
@@ -392,8 +473,12 @@ def node_from(m: pb.NodeFacts) -> NodeFacts:
         raise malformed("node facts without a node id, cluster id, boot or address")
     if len(m.members) > MAX_NODES or len(m.slots) > MAX_SLOTS:
         raise malformed(f"node facts of {len(m.members)} members and {len(m.slots)} slots")
-    for name in (m.node, m.address, *(n for p in m.members for n in (p.node, p.address))):
-        check_name("a node id or address", name)
+    if len(m.jobs) > MAX_JOBS:
+        raise malformed(f"node facts of {len(m.jobs)} jobs, at most {MAX_JOBS} expected")
+    for name in (m.node, m.boot, *(p.node for p in m.members)):
+        check_name("a node id or boot", name)
+    for address in (m.address, *(p.address for p in m.members)):
+        _check_address(address)
     return NodeFacts(
         cluster_id=m.cluster_id,
         node=m.node,

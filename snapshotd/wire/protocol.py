@@ -25,6 +25,16 @@ DIGEST_BYTES: Final = 16
 #: Bound of one control message (facts, orders, trainer messages) on any socket.
 MAX_CONTROL_BYTES: Final = 16 << 20
 
+#: Greatest epoch and step that any message may name: far beyond what any job reaches (epochs are
+#: seconds of the wall clock), so that what is counted on from them fits every message.
+MAX_EPOCH: Final = 1 << 48
+MAX_STEP: Final = 1 << 48
+#: Longest image that any message may speak of: more than any slot has memory for.
+MAX_IMAGE_BYTES: Final = 1 << 44
+
+#: Jobs that one node knows of; the names of those that ended stay known.
+MAX_JOBS: Final = 1 << 14
+
 #: Name of the supervisor's socket for trainers, inside the run directory.
 FRONT_SOCKET: Final = "trainers.sock"
 

@@ -6,6 +6,8 @@ import os
 import signal
 from collections.abc import Callable
 
+import pytest
+
 from snapshotd_client import ProtectionTimeout
 from tests.integration.cluster import Cluster, eventually
 from tests.integration.ranks import Job, homes

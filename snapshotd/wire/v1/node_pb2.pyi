@@ -172,7 +172,7 @@ class TrainerFacts(_message.Message):
     def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ...) -> None: ...
 
 class SlotFacts(_message.Message):
-    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short")
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
@@ -180,6 +180,7 @@ class SlotFacts(_message.Message):
     PARITY_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     SHORT_FIELD_NUMBER: _ClassVar[int]
+    ACCUSED_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
     trainer: TrainerFacts
@@ -187,7 +188,20 @@ class SlotFacts(_message.Message):
     parity: _containers.RepeatedCompositeFieldContainer[ParityHolding]
     counters: SlotCounters
     short: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ...) -> None: ...
+    accused: _containers.RepeatedCompositeFieldContainer[Accusation]
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ...) -> None: ...
+
+class Accusation(_message.Message):
+    __slots__ = ("node", "what", "count", "cut_off_s")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    COUNT_FIELD_NUMBER: _ClassVar[int]
+    CUT_OFF_S_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    what: str
+    count: int
+    cut_off_s: float
+    def __init__(self, node: _Optional[str] = ..., what: _Optional[str] = ..., count: _Optional[int] = ..., cut_off_s: _Optional[float] = ...) -> None: ...
 
 class SlotCounters(_message.Message):
     __slots__ = ("bytes_sent", "bytes_received", "bytes_copied", "bytes_decoded", "quarantined", "aborted", "allocated_bytes", "repeated_total", "repeated_now")
@@ -460,7 +474,7 @@ class StoreRequest(_message.Message):
     def __init__(self, opening: _Optional[_Union[StoreOpening, _Mapping]] = ..., chunk: _Optional[bytes] = ..., record: _Optional[_Union[_segment_pb2.ParityRecord, _Mapping]] = ...) -> None: ...
 
 class StoreOpening(_message.Message):
-    __slots__ = ("protocol", "cluster_id", "job", "epoch", "version", "place", "image_bytes", "shard_bytes")
+    __slots__ = ("protocol", "cluster_id", "job", "epoch", "version", "place", "image_bytes", "shard_bytes", "sender")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -469,6 +483,7 @@ class StoreOpening(_message.Message):
     PLACE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     SHARD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     cluster_id: str
     job: str
@@ -477,7 +492,8 @@ class StoreOpening(_message.Message):
     place: _segment_pb2.ParityPlace
     image_bytes: int
     shard_bytes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., shard_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+    sender: Home
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., epoch: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., shard_bytes: _Optional[_Iterable[int]] = ..., sender: _Optional[_Union[Home, _Mapping]] = ...) -> None: ...
 
 class StoreReply(_message.Message):
     __slots__ = ()

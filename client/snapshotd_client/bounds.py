@@ -1,0 +1,51 @@
+"""Whether a manifest can be of the image it opens: every byte it speaks of is there.
+
+The daemon has verified the bytes; this is for images that another version, or nobody of ours,
+wrote. Nothing is read before it has said yes. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from snapshotd.wire.v1 import segment_pb2
+
+
+def out_of_bounds(manifest: segment_pb2.Manifest, image_bytes: int) -> list[str]:
+    """What in a manifest cannot be, in sentences; empty when all of it can."""
+    return [
+        *_extents(manifest, image_bytes),
+        *(text for entry in manifest.tensors for text in _tensor(entry, manifest)),
+    ]
+
+
+def _extents(manifest: segment_pb2.Manifest, image_bytes: int) -> Iterator[str]:
+    named = [(f"extent {i}", extent) for i, extent in enumerate(manifest.extents)]
+    for name, extent in [*named, ("the skeleton", manifest.skeleton)]:
+        if extent.image_offset + extent.bytes > image_bytes:
+            yield (
+                f"{name}: bytes {extent.image_offset} to {extent.image_offset + extent.bytes} of "
+                f"an image of {image_bytes}"
+            )
+
+
+def _tensor(entry: segment_pb2.TensorEntry, manifest: segment_pb2.Manifest) -> Iterator[str]:
+    dtype = getattr(torch, entry.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        yield f"{entry.name}: {entry.dtype!r} is no dtype of this torch"
+        return
+    shape, stride = list(entry.shape), list(entry.stride)
+    if len(shape) != len(stride) or min([*shape, *stride], default=0) < 0:
+        yield f"{entry.name}: no tensor has shape {shape} and strides {stride}"
+        return
+    if not all(shape):
+        return
+    if entry.extent >= len(manifest.extents):
+        yield f"{entry.name}: extent {entry.extent} of {len(manifest.extents)}"
+        return
+    reach = 1 + sum((n - 1) * s for n, s in zip(shape, stride, strict=True))
+    end, size = entry.extent_offset + reach * dtype.itemsize, manifest.extents[entry.extent].bytes
+    if end > size or entry.extent_offset % dtype.itemsize:
+        yield f"{entry.name}: bytes {entry.extent_offset} to {end} of an extent of {size}"

@@ -1,0 +1,183 @@
+"""Blocks: requests and streams to a slot that really serves, in every order and with every lie."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+from hypothesis import strategies as st
+
+from snapshotd.coding.digest import content_digest, grain_digests
+from snapshotd.core.protection import parity_homes
+from snapshotd.core.stripes import parity_bytes
+from snapshotd.rpc.block_service import BlocksService
+from snapshotd.rpc.convert import place_to, version_to
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2 as seg
+from tests.fuzz.harness import Parts, Target
+from tests.fuzz.messages import changed, messages, spoiled
+from tests.fuzz.room import BUDGET_BYTES, GROUP, HERE, VERSION, Memory, orders, room, run, watched
+from tests.fuzz.targets.facts import parsed
+
+IMAGES = {0: bytes(range(256)) * 36, 1: b"second" * 1500, 2: b"third" * 3000}
+PLACE = next(place for place, home in parity_homes(GROUP) if home == HERE)
+SIZES = [len(IMAGES[s]) for s in PLACE.shards]
+LENGTH = parity_bytes(PLACE, SIZES)
+
+
+class Aborted(Exception):
+    """What gRPC does to a call that a handler gives up."""
+
+    def __init__(self, code: grpc.StatusCode, details: str) -> None:
+        super().__init__(f"{code.name}: {details}")
+        self.code, self.details = code, details
+
+
+class Call:
+    """As much of a gRPC call as the services use."""
+
+    def __init__(self) -> None:
+        self.replies: list[Any] = []
+
+    async def write(self, reply: Any) -> None:
+        self.replies.append(reply.SerializeToString())
+
+    async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
+        raise Aborted(code, details)
+
+    def peer(self) -> str:
+        return "ipv4:127.0.0.1:1"
+
+
+async def _stream(parts: list[Any]) -> AsyncIterator[Any]:
+    for part in parts:
+        yield part
+
+
+def seal(shard: int) -> seg.SealRecord:
+    digests = grain_digests(memoryview(IMAGES[shard]))
+    return seg.SealRecord(
+        job="job",
+        world=3,
+        shard=shard,
+        version=version_to(VERSION),
+        image_bytes=len(IMAGES[shard]),
+        grain_digests=digests,
+        content_digest=content_digest(digests),
+    )
+
+
+OPENING = pb.StoreOpening(
+    protocol=1,
+    cluster_id="test",
+    job="job",
+    epoch=5,
+    version=version_to(VERSION),
+    place=place_to(PLACE),
+    image_bytes=LENGTH,
+    shard_bytes=SIZES,
+    sender=pb.Home(node="n1"),
+)
+BLOCK = bytes(7 for _ in range(LENGTH))
+RECORD = seg.ParityRecord(
+    place=place_to(PLACE),
+    group=[seal(s) for s in PLACE.shards],
+    image_bytes=LENGTH,
+    grain_digests=grain_digests(memoryview(BLOCK)),
+)
+
+
+async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
+    await memory.vault.adopt()
+    memory.machine.orders = orders()
+    for shard, image in IMAGES.items():
+        await memory.seal(shard, image)
+    service = BlocksService(memory.vault, "test", 5.0)
+    for parts in calls:
+        context = Call()
+        try:
+            if isinstance(parts[0], pb.ReadRequest):
+                await service.Read(parts[0], context)
+            else:
+                await service.Store(_stream(parts), context)
+        except Aborted:
+            continue
+    assert memory.arena.allocated_bytes <= BUDGET_BYTES
+    # Nothing stays half done: what is not held is free again, and nothing is kept from anybody.
+    assert not memory.vault._arriving
+    held = len(memory.vault.held())
+    assert sum(not s.is_available for s in memory.arena.segments) == held
+    for job, version, what in memory.vault.held():
+        with memory.vault.reading(job, version, what) as sealed:
+            sealed.verify()
+    memory.arena.close()
+
+
+def blocks(parts: Parts) -> None:
+    """Whatever is read or stored: refused by name, or served right; nothing is left behind."""
+    calls: list[list[Any]] = []
+    for part in parts:
+        kind = pb.ReadRequest if part[:1] == b"R" else pb.StoreRequest
+        message = parsed(kind, part[1:])
+        if message is None:
+            continue
+        if part[:1] == b"S" and calls and isinstance(calls[-1][0], pb.StoreRequest):
+            calls[-1].append(message)
+        elif part[:1] in b"RSO":
+            calls.append([message])
+    if not calls:
+        return
+    with room() as path, watched(path):
+        run(_serve(Memory(path), calls))
+
+
+@st.composite
+def _reads(draw: Any) -> list[bytes]:
+    right = pb.ReadRequest(
+        protocol=1,
+        cluster_id="test",
+        job="job",
+        version=version_to(VERSION),
+        shard=draw(st.sampled_from([0, 1, 2])),
+        offset=draw(st.sampled_from([0, 0, 4096, 8192, 1])),
+        bytes=draw(st.sampled_from([0, 4096, 9216, 5120, 2**63])),
+    )
+    if draw(st.booleans()):
+        right.place.CopyFrom(place_to(PLACE))
+    request = draw(changed(st.just(right)) | messages(pb.ReadRequest))
+    return [b"R" + draw(spoiled(st.just(request.SerializeToString())))]
+
+
+def _changed_part(draw: Any, message: Any) -> Any:
+    return draw(st.just(message) | st.just(message) | st.just(message) | changed(st.just(message)))
+
+
+@st.composite
+def _stores(draw: Any) -> list[bytes]:
+    opening = pb.StoreRequest(opening=_changed_part(draw, OPENING))
+    record = pb.StoreRequest(record=_changed_part(draw, RECORD))
+    chunks = draw(
+        st.sampled_from(
+            [[BLOCK], [BLOCK], [BLOCK], [b""] * 3, [BLOCK[:1]] * 4, [BLOCK, b"x"], [], [BLOCK[1:]]]
+        )
+    )
+    stream = [opening, *(pb.StoreRequest(chunk=c) for c in chunks), record]
+    how = draw(st.sampled_from(["", "", "", "", "cut", "mix", "any", "twice"]))
+    if how == "cut":
+        stream = stream[: draw(st.integers(0, len(stream)))]
+    elif how == "mix":
+        stream = draw(st.permutations(stream))
+    elif how == "any":
+        stream.insert(draw(st.integers(0, len(stream))), draw(messages(pb.StoreRequest, 3)))
+    elif how == "twice":
+        stream += stream
+    parts = [draw(spoiled(st.just(m.SerializeToString()), 1)) for m in stream]
+    return [b"O" + parts[0], *(b"S" + p for p in parts[1:])] if parts else []
+
+
+_CALLS = st.lists(_reads() | _stores() | _stores(), max_size=3)
+
+TARGETS = [
+    Target("blocks", _CALLS.map(lambda calls: [p for call in calls for p in call]), blocks, 100),
+]
