@@ -31,11 +31,20 @@ def _extents(manifest: segment_pb2.Manifest, image_bytes: int) -> Iterator[str]:
             )
 
 
+def _is_device(kind: str) -> bool:
+    try:
+        return kind == "cpu" or bool(torch.get_device_module(kind))
+    except (RuntimeError, TypeError):
+        return False
+
+
 def _tensor(entry: segment_pb2.TensorEntry, manifest: segment_pb2.Manifest) -> Iterator[str]:
     dtype = getattr(torch, entry.dtype, None)
     if not isinstance(dtype, torch.dtype):
         yield f"{entry.name}: {entry.dtype!r} is no dtype of this torch"
         return
+    if not _is_device(entry.device_type):
+        yield f"{entry.name}: {entry.device_type!r} is no kind of device of this torch"
     shape, stride = list(entry.shape), list(entry.stride)
     if len(shape) != len(stride) or min([*shape, *stride], default=0) < 0:
         yield f"{entry.name}: no tensor has shape {shape} and strides {stride}"

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Final
 
 from snapshotd.core.placement import form_groups
@@ -181,12 +182,13 @@ def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
         if trainer.shard in seen:
             return f"two trainers claim shard {trainer.shard}: {seen[trainer.shard]} and {home}"
         seen[trainer.shard] = home
-    lacking = [str(s) for s in range(world) if s not in seen]
+    more = world - len(seen) - MAX_NAMED
+    lacking = list(islice((str(s) for s in range(world) if s not in seen), MAX_NAMED))
     if lacking:
         return (
             f"{len(seen)} of {world} trainers have asked to restore; not yet: shard "
-            + ", ".join(lacking[:MAX_NAMED])
-            + (f" and {len(lacking) - MAX_NAMED} more" if len(lacking) > MAX_NAMED else "")
+            + ", ".join(lacking)
+            + (f" and {more} more" if more > 0 else "")
         )
     return ""
 

@@ -15,7 +15,7 @@ from collections import Counter
 from tests.fuzz.catalogue import TARGETS
 from tests.fuzz.harness import explore, keep
 
-EXAMPLES = 200
+EXAMPLES = 50
 
 
 def main(arguments: list[str]) -> int:
