@@ -166,6 +166,7 @@ class Snapshotter:
             raise refusal_of(decision)
         restored = self._apply(reply) if decision.HasField("restore") else None
         self._decision = decision.id
+        self._progress.ClearField("committed")  # of the life before
         self._next_step = restored.step + 1 if restored else 0
         point("trainer.restore.finished")
         return restored
@@ -321,8 +322,8 @@ class Snapshotter:
         )
 
     def _on_progress(self, progress: pb.Progress) -> None:
-        # A daemon that starts anew knows less than was told here already, and that stands: no
-        # trainer outlives a restore, the only way back behind a restore point.
+        # A daemon that starts anew knows less than was told here already, and that stands: only
+        # another restore, of another process, goes back behind a restore point.
         known = self._progress.committed
         if _order(progress.committed) < _order(known):
             progress.committed.CopyFrom(known)

@@ -159,6 +159,7 @@ def test_more_losses_than_parity_are_a_clear_error_and_load_nothing(cluster: Mak
     # The explicit way out.
     job = Job(homes(nodes))
     assert job.restore(on_lost="fresh") == [None] * 4
+    assert [r.snap.status().committed_step for r in job.ranks] == [None] * 4
     job.train_protected(2)
     job.check()
     job.close()
