@@ -14,11 +14,12 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test check proto proto-check clean
+.PHONY: help venv demo test sim check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
+	@echo "make sim     the protocol under SEEDS=100000 from SEED_START=0, in JOBS=2 processes"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -38,6 +39,15 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+SEEDS ?= 100000
+SEED_START ?= 0
+JOBS ?= 2
+# Totals go there too; `python -m tests.sim --add A.json B.json` adds those of several ranges.
+SIM_SUMMARY ?= $(VENV)/sim-$(SEED_START)-$(SEEDS).json
+
+sim: venv
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --start $(SEED_START) --jobs $(JOBS) --summary $(SIM_SUMMARY)
 
 check: venv proto-check
 	$(BIN)/ruff format --check .
