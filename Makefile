@@ -15,11 +15,12 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test chaos fuzz check proto proto-check clean
+.PHONY: help venv demo test sim chaos fuzz check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
+	@echo "make sim     the protocol under SEEDS=100000 from SEED_START=0, in JOBS=2 processes"
 	@echo "make chaos [ONLY=part]   kill every process role at every fault point, compare every byte"
 	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
 	@echo "make fuzz MINUTES=60   hostile input, from new seeds; what fails joins the corpus"
@@ -42,6 +43,15 @@ demo: venv
 
 test: venv
 	$(BIN)/python -m pytest
+
+SEEDS ?= 100000
+SEED_START ?= 0
+JOBS ?= 2
+# Totals go there too; `python -m tests.sim --add A.json B.json` adds those of several ranges.
+SIM_SUMMARY ?= $(VENV)/sim-$(SEED_START)-$(SEEDS).json
+
+sim: venv
+	$(BIN)/python -m tests.sim --seeds $(SEEDS) --start $(SEED_START) --jobs $(JOBS) --summary $(SIM_SUMMARY)
 
 # With MINUTES: the soak. Without: every crash point.
 chaos: venv
