@@ -17,9 +17,9 @@ from .slot import Slot
 if TYPE_CHECKING:
     from .cluster import Cluster
 
-HEARTBEAT_S, SUSPECT_S, DEAD_S, PATIENCE_S = 0.4, 0.8, 1.4, 2.5
-REPLACE_S = 2.0  # the group shrinks when no replacement has come
-FLUSH_S = 0.02  # facts and orders that change together travel together
+HEARTBEAT_S, SUSPECT_S, DEAD_S, PATIENCE_S = 0.5, 1.0, 1.7, 2.5
+REPLACE_S = 2.2  # the group shrinks when no replacement has come
+FLUSH_S = 0.04  # facts and orders that change together travel together
 ADOPT_S = 0.05  # an SMP starts and verifies what it finds
 EPOCHS_PER_S = 10_000  # the clock of the floor outruns any course of decisions
 

@@ -47,5 +47,5 @@ def setup_of(seed: int) -> Setup:
         generations=chance.choice([2, 2, 3]),
         spares=chance.choice([0, 0, 0, 0, 1]),
         losses=chance.choice([parity, parity, parity, parity + 1]),
-        faults_s=6.0 if chance.random() < 0.01 and not wide else chance.uniform(0.8, 1.8),
+        faults_s=6.0 if chance.random() < 0.01 and not wide else chance.uniform(0.8, 1.5),
     )
