@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 from typing import TYPE_CHECKING
 
@@ -116,7 +117,9 @@ class Trainer:
 
     def _late_message(self) -> None:
         """It was on its way when the process died."""
-        taken = self.slot.request(self.incarnation, lambda m: m.passed(self.step + 1))
+        taken = False
+        with contextlib.suppress(RequestError):
+            taken = self.slot.request(self.incarnation, lambda m: m.passed(self.step + 1))
         self.cluster.seen["late trainer message"] += 1
         if taken:
             self.cluster.seen["late trainer message taken"] += 1
