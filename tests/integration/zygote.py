@@ -157,6 +157,7 @@ class _Trainer:
         at, file, text = self._request.get("arms") or (-1, "", "")
         if step == at:
             write_arm(Path(file), text)
+            self._say(armed=text)
         rank.train()
         rank.snap.step(step)
         self._say(step=step, digest=rank.digest())

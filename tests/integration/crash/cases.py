@@ -127,7 +127,7 @@ _SUPERVISOR: list[tuple[str, str]] = [
         "start.owned records.loaded links.open port.open child.started front.open start.done "
         "link.accepted slot.heard peer.heard peer.told record.begun",
     ),
-    ("replace", "records.loaded link.accepted record.begun record.done"),
+    ("replace", "link.accepted record.begun record.done"),
     ("survive", "record.half record.half:2 spread.ordered peer.heard"),
     ("orphan", "child.ended child.started link.accepted"),
     ("drop", "drop.heard record.begun record.half spread.told"),

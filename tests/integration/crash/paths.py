@@ -25,7 +25,8 @@ def struck(world: World, case: Case) -> None:
 
 
 def _struck_in(world: World, case: Case, life: Life) -> Life:
-    struck(world, case)
+    file = world.armed(case)
+    life.until(f"{case.point} was struck", lambda: not file.exists())
     return life
 
 
@@ -41,7 +42,7 @@ def first(world: World, case: Case) -> Life:
 def step(world: World, case: Case) -> Life:
     """A step while the job trains."""
     life = world.start(case, watches=True, arms_at=COMMITTED)
-    life.until_protected(COMMITTED - 1)
+    life.until("it is armed", life.armed)
     return _struck_in(world, case, life)
 
 
@@ -66,34 +67,27 @@ def adopt(world: World, case: Case) -> Life:
     world.committed(case)
     node = world.nodes[case.victim]
     node.kill()
-    return _start_armed(world, case, node)
+    world.arm(case)
+    node.launch()  # it may die while it starts
+    return _struck_in(world, case, world.start(case, watches=True))
 
 
 def replace(world: World, case: Case) -> Life:
     """A node is lost and comes back empty."""
-    world.committed(case)
-    node = world.nodes[case.victim]
-    node.lose()
-    return _start_armed(world, case, node)
+    return _after_loss(world, case, world.nodes[case.victim])
 
 
 def survive(world: World, case: Case) -> Life:
     """Another node is lost and comes back empty."""
+    return _after_loss(world, case, world.nodes[(case.victim + 1) % WORLD])
+
+
+def _after_loss(world: World, case: Case, lost: Node) -> Life:
     world.committed(case)
-    lost = world.nodes[(case.victim + 1) % WORLD]
     lost.lose()
     lost.start()
-    world.cluster.met()
     world.arm(case)
     return _struck_in(world, case, world.start(case, watches=True))
-
-
-def _start_armed(world: World, case: Case, node: Node) -> Life:
-    """A daemon that may die while it starts."""
-    world.arm(case)
-    node.launch()
-    life = world.start(case, watches=True)
-    return _struck_in(world, case, life)
 
 
 def moved(world: World, case: Case) -> Life:
@@ -139,6 +133,7 @@ def away(world: World, case: Case) -> Life:
 def close(world: World, case: Case) -> Life:
     """The trainers leave."""
     life = world.start(case, watches=True, until=COMMITTED, close=True, arms_at=COMMITTED - 1)
+    life.until("it is armed", life.armed)
     return _struck_in(world, case, life)
 
 

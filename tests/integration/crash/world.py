@@ -80,6 +80,10 @@ class Life:
     def most_protected(self) -> int:
         return max(self.protected(rank) for rank in range(WORLD))
 
+    def armed(self) -> bool:
+        """Whether a rank has armed the point, as it was told to."""
+        return any("armed" in line for rank in range(WORLD) for line in self.lines(rank))
+
     def until(self, what: str, condition: Any) -> None:
         """Wait for a condition; an error of any trainer ends the wait."""
 
