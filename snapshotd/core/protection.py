@@ -122,12 +122,13 @@ def aborted(job: JobFacts, version: Version, slots: Slots) -> Home | None:
             if (
                 trainer.passed_step > version.step
                 and data_at(slots, member.home, job.job, member.shard, version) is None
-                and not _was_coded(group, member, job.job, version, slots)
+                and not was_coded(group, member, job.job, version, slots)
             ):
                 return member.home
     return None
 
 
-def _was_coded(group: Group, member: Member, job: str, version: Version, slots: Slots) -> bool:
+def was_coded(group: Group, member: Member, job: str, version: Version, slots: Slots) -> bool:
+    """Whether a member keeps all its parity of a version, and so had sealed its own shard."""
     wanted = places(group, group.position(member.shard))
     return bool(wanted) and all(parity_at(slots, member.home, job, version, p) for p in wanted)

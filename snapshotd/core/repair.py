@@ -1,11 +1,18 @@
-"""What of the restore point is missing at its home, and must be brought back."""
+"""What is missing at its home and must be brought back, and what never can be."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterator
+from typing import Final
 
 from snapshotd.core.instructions import Rebuild
-from snapshotd.metadata import Home, Orders, Version
+from snapshotd.core.protection import Slots, data_at, demanded, was_coded
+from snapshotd.core.recovery import Missing, find_shard
+from snapshotd.metadata import Home, JobFacts, Orders, Version
+
+#: Attempts, with pauses that grow to seconds, until facts that are on their way have come.
+HOPELESS_TRIES: Final = 6
 
 
 def shards_to_rebuild(
@@ -28,3 +35,52 @@ def shards_to_rebuild(
         and job.committed is not None
         and (job.job, member.shard, job.committed) not in held
     ]
+
+
+def lost_after_coding(job: JobFacts, home: Home, slots: Slots) -> Iterator[Rebuild]:
+    """Shards of newer versions that `home` had sealed and coded, and lost since.
+
+    Elsewhere such a version may be known as committed, so nobody drops it; and as long as the
+    shard is not back, it is never committed here.
+    """
+    facts = slots.get(home)
+    if facts is None or job.decision is None or job.lineage != job.decision.id.epoch:
+        return
+    versions = sorted({p.version for p in facts.parity if p.job == job.job})
+    for group in demanded(job):
+        for member in group.members:
+            for version in versions if member.home == home else ():
+                newer = job.committed is None or version > job.committed
+                lost = data_at(slots, home, job.job, member.shard, version) is None
+                open_still = newer and lost and version.epoch == job.lineage
+                if open_still and was_coded(group, member, job.job, version, slots):
+                    yield Rebuild(job.job, member.shard, version)
+
+
+class Hopeless:
+    """Versions that this slot has given up, because its shard of them cannot be had any more."""
+
+    def __init__(self) -> None:
+        self._failures: Counter[Rebuild] = Counter()
+
+    def failed(self, task: Rebuild, job: JobFacts | None, slots: Slots) -> None:
+        """A shard was not rebuilt; it counts when everybody is there and nobody has it."""
+        homes = [m.home for g in demanded(job) for m in g.members] if job else []
+        complete = all(home in slots and slots[home].address for home in homes)
+        origin = find_shard(slots, task.job, task.shard, task.version, None)
+        if complete and isinstance(origin, Missing):
+            self._failures[task] += 1
+
+    def given_up(self, job: JobFacts, version: Version) -> bool:
+        """Whether the slot takes back that it had sealed `version`; never of the restore point."""
+        if version == job.committed:
+            return False
+        return any(
+            count >= HOPELESS_TRIES and (task.job, task.version) == (job.job, version)
+            for task, count in self._failures.items()
+        )
+
+    def forget(self, job: str, version: Version) -> None:
+        """Nobody needs the version any more."""
+        for task in [t for t in self._failures if (t.job, t.version) == (job, version)]:
+            del self._failures[task]

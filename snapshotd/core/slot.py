@@ -24,7 +24,7 @@ from snapshotd.core.instructions import (
 )
 from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, demanded, lacking
-from snapshotd.core.repair import shards_to_rebuild
+from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import Retention, superseded
 from snapshotd.errors import RequestError
@@ -45,6 +45,8 @@ from snapshotd.metadata import (
 )
 from snapshotd.wire.protocol import ErrorCode
 
+_NO_COUNTERS: Final = SlotCounters()
+HOPELESS: Final = "its shard of it is lost, and cannot be put together any more"
 #: One committed, one in progress.
 MIN_GENERATIONS: Final = 2
 
@@ -66,26 +68,38 @@ class SlotMachine:
         self.trainer: TrainerFacts | None = None
         self._data: dict[tuple[str, int, Version], DataHolding] = {}
         self._parity: dict[tuple[str, Version, ParityPlace], ParityHolding] = {}
+        #: The holdings as they are published; None when they have changed since.
+        self._sorted: tuple[tuple[DataHolding, ...], tuple[ParityHolding, ...]] | None = None
+        self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._coding: Pace[Encode] = Pace()
         self._rebuilding: Pace[Rebuild] = Pace()
+        self._hopeless = Hopeless()
         self.aborted = 0
         self.short: dict[str, int] = {}  # job -> bytes of the image for which room was lacking
 
     # -- what the slot publishes
 
     def facts(self, address: str, counters: SlotCounters) -> SlotFacts:
+        data, parity = self._sorted_holdings()
         return SlotFacts(
             slot=self.home.slot,
             address=address,
             trainer=self._trainer_facts(),
-            data=tuple(sorted(self._data.values(), key=lambda d: (d.job, d.shard, d.version))),
-            parity=tuple(sorted(self._parity.values(), key=lambda p: (p.job, p.version, p.place))),
-            counters=replace(counters, aborted=self.aborted),
+            data=data,
+            parity=parity,
+            counters=replace(counters, aborted=self.aborted) if self.aborted else counters,
             short=tuple(sorted(self.short)),
         )
+
+    def _sorted_holdings(self) -> tuple[tuple[DataHolding, ...], tuple[ParityHolding, ...]]:
+        if self._sorted is None:
+            data = sorted(self._data.values(), key=lambda d: (d.job, d.shard, d.version))
+            parity = sorted(self._parity.values(), key=lambda p: (p.job, p.version, p.place))
+            self._sorted = tuple(data), tuple(parity)
+        return self._sorted
 
     # -- events: the trainer
 
@@ -176,6 +190,7 @@ class SlotMachine:
 
     def keep(self, holding: DataHolding | ParityHolding) -> None:
         """Verified bytes are here: adopted, sealed, staged or stored."""
+        self._sorted = None
         if isinstance(holding, DataHolding):
             self._data[holding.job, holding.shard, holding.version] = holding
         else:
@@ -183,6 +198,7 @@ class SlotMachine:
 
     def lose(self, holding: DataHolding | ParityHolding) -> None:
         """The bytes did not verify, and are gone."""
+        self._sorted = None
         if isinstance(holding, DataHolding):
             self._data.pop((holding.job, holding.shard, holding.version), None)
         else:
@@ -228,6 +244,7 @@ class SlotMachine:
     def rebuild_failed(self, task: Rebuild, now_s: float) -> None:
         """It is not; tried again after a pause that grows."""
         self._rebuilding.failed(task, now_s)
+        self._hopeless.failed(task, self.orders.job(task.job), self._slots())
 
     # -- conclusions
 
@@ -245,9 +262,7 @@ class SlotMachine:
             *self._frees(),
             *self._judge_claim(now_s),
             *self._coding.startable(self._encodes(), now_s),
-            *self._rebuilding.startable(
-                shards_to_rebuild(self.orders, self.home, self._data), now_s
-            ),
+            *self._rebuilding.startable(self._rebuilds(), now_s),
         ]
 
     def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
@@ -300,7 +315,10 @@ class SlotMachine:
                 job, keepers, self.home, slots, self._spared(job), pressed=job.job in self.short
             )
             for held in self._held():
-                reason = retention.may_free(held) if held.job == job.job else ""
+                if held.job != job.job:
+                    continue
+                lost = self._hopeless.given_up(job, held.version)
+                reason = HOPELESS if lost else retention.may_free(held)
                 if reason:
                     found.append(self._free(held, job, reason))
         return found
@@ -326,6 +344,8 @@ class SlotMachine:
             self.aborted += 1
         self.lose(holding)
         self._coding.forget(holding.job, holding.version)
+        if not any((h.job, h.version) == (holding.job, holding.version) for h in self._held()):
+            self._hopeless.forget(holding.job, holding.version)
         return Free(holding, reason)
 
     def _judge_claim(self, now_s: float) -> list[Instruction]:
@@ -366,6 +386,11 @@ class SlotMachine:
             return None
         return group
 
+    def _rebuilds(self) -> list[Rebuild]:
+        slots = self._slots()
+        lost = [t for job in self.orders.jobs for t in lost_after_coding(job, self.home, slots)]
+        return [*shards_to_rebuild(self.orders, self.home, self._data), *lost]
+
     def _encodes(self) -> list[Encode]:
         slots, tasks = self._slots(), []
         for job in self.orders.jobs:
@@ -386,14 +411,18 @@ class SlotMachine:
         if self.trainer is None:
             return None
         passed = self._filling.step if self._filling else self._passed
-        return replace(self.trainer, passed_step=passed)
+        if self.trainer.passed_step != passed:
+            self.trainer = replace(self.trainer, passed_step=passed)
+        return self.trainer
 
     def _slots(self) -> Slots:
         """Everybody's facts, this slot's own as they are now rather than as last heard."""
         mine = self.orders.peers.get(self.home)
-        here = self.facts(mine.address if mine else "", SlotCounters())
-        merged: Mapping[Home, SlotFacts] = {**self.orders.peers, self.home: here}
-        return merged
+        here = self.facts(mine.address if mine else "", _NO_COUNTERS)
+        if self._view is None or self._view[0] is not self.orders or self._view[1] != here:
+            merged: Mapping[Home, SlotFacts] = {**self.orders.peers, self.home: here}
+            self._view = self.orders, here, merged
+        return self._view[2]
 
     def _attached(self) -> TrainerFacts:
         if self.trainer is None:

@@ -156,7 +156,9 @@ class Cluster:
         epochs = {t.decision.id.epoch for t in gang.trainers if t.decision}
         if point is None or point.committed is None or point.committed.epoch not in epochs:
             return f"{point} is committed, ranks are at {gang.done}"
-        return "" if {point.committed_in, point.lineage, point.epoch} == epochs else f"{point}"
+        if {point.committed_in, point.lineage, point.epoch} != epochs:
+            return f"{point}"
+        return "" if self.oracle.protected() else f"{point.committed} is not protected"
 
     def _rests(self) -> str:
         """What is lacking: the newest step that all sealed is committed, protected, known."""
