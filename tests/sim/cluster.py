@@ -156,9 +156,11 @@ class Cluster:
         epochs = {t.decision.id.epoch for t in gang.trainers if t.decision}
         if point is None or point.committed is None or point.committed.epoch not in epochs:
             return f"{point} is committed, ranks are at {gang.done}"
-        if {point.committed_in, point.lineage, point.epoch} != epochs:
-            return f"{point}"
-        return "" if self.oracle.protected() else f"{point.committed} is not protected"
+        if any(not sound(b) for memory in self.memories().values() for b in memory.values()):
+            return "damage is not found"  # without parity only the next commit makes up for it
+        if not self.oracle.protected():
+            return f"{point.committed} is not protected"
+        return "" if {point.committed_in, point.lineage, point.epoch} == epochs else f"{point}"
 
     def _rests(self) -> str:
         """What is lacking: the newest step that all sealed is committed, protected, known."""

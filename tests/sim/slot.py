@@ -18,6 +18,7 @@ from snapshotd.core.instructions import (
 from snapshotd.core.protection import parity_homes
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.slot import SlotMachine
+from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     Decision,
     Home,
@@ -166,7 +167,10 @@ class Slot:
         owner = machine.trainer
         if owner is None or owner.incarnation != incarnation:
             return False
-        act(machine)
+        try:
+            act(machine)
+        except RequestError:
+            return False  # said to the trainer, as the desk does
         self.cluster.oracle.requested(self.home, owner.incarnation, incarnation)
         self.happened()
         return True
