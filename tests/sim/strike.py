@@ -226,7 +226,7 @@ class Striker:
         if slot is None:
             return False
         kind = DataHolding if fault.kind.endswith("data") else ParityHolding
-        keys = [k for k, b in slot.memory.items() if isinstance(b.holding, kind)]
+        keys = [k for k, b in slot.memory.items() if isinstance(b.holding, kind) and b.image]
         key = choose(keys, fault.other)
         if key is None or not self._cluster.oracle.spares(slot.node.name):
             return False
