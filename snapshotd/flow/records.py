@@ -1,8 +1,9 @@
 """What must outlive all memory: that a job once had a restore point, and in which epoch it is.
 
-One small file a job in the state directory. It is written when a job's epoch or lineage changes
-and at the first commit of a lineage, not at every step: the segments tell the newest step, the
-record tells that there must be one.
+Two files a job in the state directory. The record, with the decision, is written and flushed to
+the disk when a job's epoch or lineage changes and at the first commit of a lineage. The restore
+point alone is a few bytes and is written at every commit, for the next daemon of this machine and
+not for a power cut, which takes the memory as well: so it is not flushed.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import logging
 import os
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
 from google.protobuf.message import DecodeError
 
+from snapshotd.core.commit import merge
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import DecisionId, JobFacts
 from snapshotd.rpc.convert import job_from, job_to, malformed
@@ -28,6 +31,8 @@ log = logging.getLogger(__name__)
 
 _SUFFIX = ".job"
 
+_POINT_SUFFIX = ".point"
+
 _Mark = tuple[int, int, DecisionId | None, bool, bool]
 
 
@@ -37,6 +42,7 @@ class Records:
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._kept: dict[str, _Mark] = {}
+        self._points: dict[str, JobFacts] = {}
 
     def load(self) -> list[JobFacts]:
         """All records that can be read; one that cannot is an error the operator must see.
@@ -45,20 +51,28 @@ class Records:
             SnapshotdError: a record is damaged: starting without it might start a job anew.
         """
         self._directory.mkdir(parents=True, exist_ok=True)
-        return [self._read(path) for path in sorted(self._directory.glob(f"*{_SUFFIX}"))]
+        return [self._recorded(path) for path in sorted(self._directory.glob(f"*{_SUFFIX}"))]
 
     def keep(self, jobs: Iterable[JobFacts]) -> None:
         """Write those records that have changed in what matters."""
         for job in jobs:
             mark = _mark(job)
             if self._kept.get(job.job) != mark:
-                self._write(job)
+                self._write(job, self._path(job.job), flush=True)
                 self._kept[job.job] = mark
+            restore_point = replace(job, decision=None)
+            if self._points.get(job.job) != restore_point:
+                self._write(restore_point, self._path(job.job).with_suffix(_POINT_SUFFIX))
+                self._points[job.job] = restore_point
+
+    def _recorded(self, path: Path) -> JobFacts:
+        facts, newest = self._read(path), path.with_suffix(_POINT_SUFFIX)
+        return merge(facts, self._read(newest)) if newest.exists() else facts
 
     def _read(self, path: Path) -> JobFacts:
         try:
             facts = job_from(pb.JobFacts.FromString(_contents(path)))
-            if self._path(facts.job) != path:
+            if self._path(facts.job) != path.with_suffix(_SUFFIX):
                 raise malformed(f"it is of job {facts.job!r}")
             return facts
         except (DecodeError, RequestError, OSError) as error:
@@ -70,16 +84,16 @@ class Records:
     def _path(self, job: str) -> Path:
         return self._directory / f"{quote(job, safe='')}{_SUFFIX}"
 
-    def _write(self, job: JobFacts) -> None:
-        path = self._path(job.job)
+    def _write(self, job: JobFacts, path: Path, *, flush: bool = False) -> None:
         half = path.with_suffix(".half")
         point("supervisor.record.begun")
         try:
             half.unlink(missing_ok=True)
             with half.open("xb") as file:  # never through a link
                 file.write(job_to(job).SerializeToString())
-                file.flush()
-                os.fsync(file.fileno())
+                if flush:
+                    file.flush()
+                    os.fsync(file.fileno())
             point("supervisor.record.half")
             half.replace(path)
             point("supervisor.record.done")

@@ -160,7 +160,7 @@ def test_life_under_a_service_manager(
     assert not [pid for pid in pids if alive(pid)]
     assert segment_files(node)
     left = {path.name for path in node.run_dir.iterdir()}
-    assert left == {"lock", "trainer-0.lock", "job.job"}, node.tail()
+    assert left == {"lock", "trainer-0.lock", "job.job", "job.point"}, node.tail()
     node.start()
     job = Job([(node, 0)])
     assert [r.step for r in job.restore()] == [1]

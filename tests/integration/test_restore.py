@@ -243,5 +243,5 @@ def test_clean_stop_leaves_segments_and_nothing_else(cluster: Make) -> None:
         node.stop()
         assert segment_files(node)
         left = {p.name for p in node.run_dir.iterdir()}
-        assert left == {"lock", "trainer-0.lock", "job.job"}
+        assert left == {"lock", "trainer-0.lock", "job.job", "job.point"}
     eventually("SMPs are gone", lambda: not any(map(alive, pids)))

@@ -270,7 +270,7 @@ def left_over(node: Node) -> list[str]:
     files = {p.name for p in node.shm_dir.rglob("*") if p.is_file()}
     found += [name for name in files if not name.endswith((".seg", "lock"))]
     run = {p.name for p in node.run_dir.iterdir()} - _RUN_FILES
-    found += [name for name in run if not name.endswith(".job")]
+    found += [name for name in run if not name.endswith((".job", ".point"))]
     assert node.process is not None
     children = psutil.Process(node.process.pid).children()
     if len(children) != 1:
