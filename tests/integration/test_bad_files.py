@@ -210,13 +210,18 @@ def header(path: Path) -> SegmentHeader:
     return decode_header(path.read_bytes()[:HEADER_BYTES])
 
 
-def sealed(node: Node, kind: str) -> Path:
-    """The segment of a node that holds a sealed shard, or a sealed parity block."""
-    return next(
+def all_sealed(node: Node, kind: str) -> list[Path]:
+    """Segments of a node that hold a sealed shard, or a sealed parity block; the newest first."""
+    found = [
         path
         for path in segment_files(node)
         if path.name.startswith(kind) and header(path).state == SEGMENT_STATE_SEALED
-    )
+    ]
+    return sorted(found, key=lambda path: -header(path).version.step)
+
+
+def sealed(node: Node, kind: str) -> Path:
+    return all_sealed(node, kind)[0]
 
 
 def cut(path: Path) -> None:
@@ -318,22 +323,25 @@ def test_damage_found_at_restore(pair: tuple[Cluster, list[Node]], damaged: str)
     nodes, name = pair[1], f"restore-{damaged.replace(' ', '-')}"
     saved(nodes, name)
     before = [quarantined(node) for node in nodes]
-    flip_image(sealed(nodes[0], "data"))
     if damaged == "data":
+        flip_image(sealed(nodes[0], "data"))
         again(nodes, name)
         assert quarantined(nodes[0]) == before[0] + 1
         assert quarantined(nodes[1]) == before[1]
         dropped(nodes, name)
         return
     # The other node notices only when it is asked for the block, and must lose it then.
-    flip_image(sealed(nodes[1], "parity"))
+    victims = [all_sealed(nodes[0], "data"), all_sealed(nodes[1], "parity")]
+    for victim in (path for paths in victims for path in paths):
+        flip_image(victim)
     job = Job([(node, 0) for node in nodes], name)
     untouched = [rank.digest() for rank in job.ranks]
     found = list(job._pool.map(_outcome, job.ranks))
     assert all(isinstance(error, SnapshotLost) for error in found), found
     assert all("shard 0 is missing" in str(error) for error in found)
     assert [rank.digest() for rank in job.ranks] == untouched
-    assert [quarantined(n) for n in nodes] == [before[0] + 1, before[1] + 1]
+    found = [b + len(v) for b, v in zip(before, victims, strict=True)]
+    assert [quarantined(n) for n in nodes] == found
     job.close()
     dropped(nodes, name)
 
