@@ -6,7 +6,7 @@ simulated shell where the real rule lives in the shell (verifying, adopting, ref
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,8 @@ from snapshotd.core import (
 )
 from snapshotd.core.instructions import Answer
 from snapshotd.core.pace import Pace
-from snapshotd.metadata import Decision, DecisionId, Home, JobFacts, SlotFacts, Version
+from snapshotd.core.retention import Retention
+from snapshotd.metadata import Decision, DecisionId, Group, Home, JobFacts, SlotFacts, Version
 
 from . import memory
 from . import slot as sim_slot
@@ -81,10 +82,10 @@ def _parity_of_other_bytes() -> list[Patch]:
 
 
 def _commit_on_all_but_one() -> list[Patch]:
-    def newest_protected(decision: Decision, slots: Slots) -> Version | None:
-        found = {d.version for f in slots.values() for d in f.data if d.job == decision.job}
+    def newest_protected(job: str, groups: Sequence[Group], slots: Slots) -> Version | None:
+        found = {d.version for f in slots.values() for d in f.data if d.job == job}
         for version in sorted(found, reverse=True):
-            lacks = [protection.lacking(g, decision.job, version, slots) for g in decision.groups]
+            lacks = [protection.lacking(g, job, version, slots) for g in groups]
             if lacks and all(len({home for home, _ in group}) <= 1 for group in lacks):
                 return version
         return None
@@ -129,43 +130,41 @@ def _the_older_decision_wins() -> list[Patch]:
 
 
 def _free_when_a_newer_one_is_sealed() -> list[Patch]:
-    real = retention.may_free_version
+    real = Retention.may_free
 
-    def may_free(job: JobFacts, version: Version, slots: Slots) -> str:
-        newer = any(d.version > version for f in slots.values() for d in f.data)
-        return real(job, version, slots) or ("a newer one is sealed" if newer else "")
+    def may_free(self: Retention, held: Any) -> str:
+        versions = [d.version for f in self.slots.values() for d in f.data]
+        newer = any(v > held.version for v in versions)
+        return real(self, held) or ("a newer one is sealed" if newer else "")
 
-    return [(retention, "may_free_version", may_free)]
+    return [(Retention, "may_free", may_free)]
 
 
 def _free_before_the_new_groups_protect() -> list[Patch]:
-    real = retention._older_epoch
+    def settled(self: Retention) -> bool:
+        decision = self.job.decision
+        return decision is not None and self.job.lineage == decision.id.epoch
 
-    def older(version: Version, point: Version | None, settled: bool) -> str:
-        return real(version, point, True)
-
-    def settled(job: JobFacts, decision: Decision) -> bool:
-        return job.lineage == decision.id.epoch
-
-    return [(retention, "_older_epoch", older), (retention, "_settled", settled)]
+    return [(Retention, "_settled", property(settled))]
 
 
 def _free_while_a_decision_is_pending() -> list[Patch]:
-    real = retention.may_free_version
+    real = Retention.may_free
 
-    def may_free(job: JobFacts, version: Version, slots: Slots) -> str:
-        decision = job.decision
+    def may_free(self: Retention, held: Any) -> str:
+        decision = self.job.decision
         restore = decision.restore if decision is not None else None
-        if decision and restore not in {None, version} and job.lineage < decision.id.epoch:
+        pending = decision is not None and self.job.lineage < decision.id.epoch
+        if pending and restore not in {None, held.version}:
             return "another version was decided"
-        return real(job, version, slots)
+        return real(self, held)
 
-    return [(retention, "may_free_version", may_free)]
+    return [(Retention, "may_free", may_free)]
 
 
 def _abort_what_a_member_sealed() -> list[Patch]:
-    def aborted(decision: Decision, version: Version, slots: Slots) -> Home | None:
-        for group in decision.groups:
+    def aborted(job: JobFacts, version: Version, slots: Slots) -> Home | None:
+        for group in protection.demanded(job):
             for member in group.members:
                 facts = slots.get(member.home)
                 if facts and facts.trainer and facts.trainer.passed_step > version.step:
@@ -176,7 +175,7 @@ def _abort_what_a_member_sealed() -> list[Patch]:
 
 
 def _abort_what_a_member_lost_since() -> list[Patch]:
-    return [(protection, "_was_coded", lambda *_: False)]
+    return [(protection, "was_coded", lambda *_: False)]
 
 
 def _nothing_is_freed() -> list[Patch]:
@@ -245,12 +244,10 @@ def _an_epoch_that_was_used() -> list[Patch]:
 
 
 def _a_fresh_start_is_silent() -> list[Patch]:
-    real = restore._stated
+    def refused(now: Any, trainers: Any, groups: Any, *_: Any) -> Decision:
+        return restore._stated(now, trainers, groups)
 
-    def stated(*args: Any, **kwargs: Any) -> Decision:
-        return real(*args, **{**kwargs, "refusal": "", "restore": None})
-
-    return [(restore, "_stated", stated)]
+    return [(restore, "_refused", refused)]
 
 
 def _answered_twice() -> list[Patch]:
@@ -330,9 +327,14 @@ def _adopted_and_not_kept() -> list[Patch]:
     return [(sim_slot.Slot, "start", start)]
 
 
-def _decoded_from_the_wrong_stripe() -> list[Patch]:
-    real = recovery.stripe_of_block
-    return [(recovery, "stripe_of_block", lambda n, m, p, b: (real(n, m, p, b) + 1) % n)]
+def _decoded_from_the_wrong_block() -> list[Patch]:
+    """Parity says what it was made of, so that nobody takes what comes out for a shard."""
+    real = recovery.block_extent
+
+    def extent(size: int, data: int, block: int) -> Any:
+        return real(size, data, (block + 1) % data)
+
+    return [(recovery, "block_extent", extent)]
 
 
 # -- liveness
@@ -401,7 +403,7 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _a_dead_trainer_is_heard: 2,
     _nothing_is_verified: 12,
     _adopted_and_not_kept: 3,
-    _decoded_from_the_wrong_stripe: 2,
+    _decoded_from_the_wrong_block: 2,
     _coded_again_and_again: 0,
     _a_wake_in_the_past: 0,
     _a_claim_waits_for_ever: 0,

@@ -343,7 +343,8 @@ class Slot:
             if job is not None and epoch < job.lineage:
                 self.cluster.seen["late store of an older epoch"] += 1
             return False
-        homes = (pair for group in job.decision.groups for pair in parity_homes(group))
+        groups = (*job.decision.groups, *machine.orders.keepers(job))
+        homes = (pair for group in groups for pair in parity_homes(group))
         return (holding.place, self.home) in homes
 
 

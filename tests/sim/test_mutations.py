@@ -12,11 +12,16 @@ from .run import case_of, run
 from .shrink import read, shrink, written
 
 
+#: What a mutation that no longer fits the code raises: no law has seen anything then.
+MISFITS = ("TypeError", "AttributeError", "NameError", "KeyError")
+
+
 def caught(mutation: Mutation) -> tuple[int, str]:
     """The first seed of its range that shows the mutation, and the law that saw it."""
     with planted(mutation):
         for seed in range(mutation.start, mutation.start + mutation.seeds):
             law = run(case_of(seed)).law
+            assert not law.startswith(MISFITS), f"{mutation.name!r} does not fit the code: {law}"
             if law:
                 return seed, law
     raise AssertionError(f"{mutation.name!r} was not seen in {mutation.seeds} seeds")
