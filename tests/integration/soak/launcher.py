@@ -395,7 +395,7 @@ class Launcher:
             self._ledger.told = None
         # A fresh start, or what was found in its place: from here on nothing may be lost again.
         self.on_lost = "raise"
-        if self._ledger.beyond:
+        if self._ledger.beyond and not life.began:  # not the life in which the losses strike
             self._ledger.told = life.step if life.step >= 0 else None
             self._ledger.beyond = False
         life.step += 1
