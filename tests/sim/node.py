@@ -170,11 +170,11 @@ class Node:
         if orders != self._ordered:
             self._ordered = orders
             for slot in self.slots:
-                self._deliver(slot, orders)
+                self._deliver(slot, self._ordered)
             return
         for slot in self.slots:
             if slot.machine is not None and slot.machine.orders != orders:
-                self._deliver(slot, orders)
+                self._deliver(slot, self._ordered)
 
     def _deliver(self, slot: Slot, orders: Orders) -> None:
         """Orders travel in order, over a stream that dies with either end."""
