@@ -11,7 +11,7 @@ from .faults import Fault
 from .network import BLOCKS, FACTS
 from .node import Node
 from .slot import Slot
-from .trainer import JOB, Trainer
+from .trainer import Trainer
 
 if TYPE_CHECKING:
     from .cluster import Cluster
@@ -263,11 +263,13 @@ class Striker:
         if fault.other < 0.5:
             members = group.members
         homes = [m.home for m in members]
-        for member in members:
-            slot, key = cluster.slot(member.home), (JOB, promise.version, member.shard)
-            if slot is not None and key in slot.memory:
-                slot.memory[key] = slot.memory[key].flipped(fault.for_s)
+        for slot in filter(None, map(cluster.slot, homes)):
+            for key, block in slot.memory.items():
+                if key[1] == promise.version and block.image:
+                    slot.memory[key] = block.flipped(fault.for_s)
         cluster.oracle.memory_lost(homes)
+        for trainer in cluster.launcher.gang.trainers if cluster.launcher.gang else ():
+            trainer.die()
         cluster.launcher.launch_soon()
         return True
 
