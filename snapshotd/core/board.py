@@ -51,6 +51,8 @@ class Policy:
     dead_s: float
     replace_s: float
     epoch_floor: int = 0
+    give_up_s: float = economy.GIVE_UP_S
+    take_up_s: float = economy.TAKE_UP_S
 
 
 class Board:
@@ -277,6 +279,8 @@ class Board:
             present=known.economy,
             parity=max((g.parity for g in decision.groups), default=0),
             now_s=now_s,
+            give_up_s=self._policy.give_up_s,
+            take_up_s=self._policy.take_up_s,
         )
         self._spells[known.job] = spell
         return known if saving == known.economy else replace(known, economy=saving)

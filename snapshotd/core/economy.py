@@ -29,7 +29,14 @@ class Spell:
 
 
 def judge(
-    spell: Spell | None, *, short: bool, present: Economy, parity: int, now_s: float
+    spell: Spell | None,
+    *,
+    short: bool,
+    present: Economy,
+    parity: int,
+    now_s: float,
+    give_up_s: float = GIVE_UP_S,
+    take_up_s: float = TAKE_UP_S,
 ) -> tuple[Spell, Economy]:
     """The spell to go on with and the economy to follow, unchanged where nothing is to be done.
 
@@ -39,11 +46,13 @@ def judge(
         present: the economy in force.
         parity: rows that the job's groups keep while all is well.
         now_s: the present time.
+        give_up_s: how long memory is short before a row is given up.
+        take_up_s: how long it suffices before one is taken up again.
     """
     if spell is None or spell.short != short:
         return Spell(short, now_s), present
     change = 1 if short else -1
-    waits_s = GIVE_UP_S if short else TAKE_UP_S
+    waits_s = give_up_s if short else take_up_s
     rows_less = present.rows_less + change
     if now_s - spell.since_s < waits_s or not 0 <= rows_less <= parity:
         return spell, present

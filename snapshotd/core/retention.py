@@ -25,14 +25,16 @@ def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str
     """What has taken the place of `version` as the restore point; empty where nothing has.
 
     A restore that is being decided may fall back to any version. Only where it is `pressed` for
-    memory are those given up that are older than what it brings back.
+    memory are those given up that are older than what it brings back, and than the restore point:
+    what it brings back may not be protected yet.
     """
     point = job.committed
     if point is None or job.committed_in != job.lineage:
         return ""
     if _undecided(job):
         goal = job.decision.restore if job.decision and pressed else None
-        return f"the restore of {goal} needs its memory" if goal and version < goal else ""
+        older = goal is not None and version < min(goal, point)
+        return f"the restore of {goal} needs its memory" if older else ""
     return f"superseded by {point}" if version < point else ""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 
 from snapshotd.metadata import DataHolding, Home, NodeFacts, Version
 
+from .alone import LeftAlone
 from .clock import Clock
 from .faults import Fault
 from .launcher import Launcher
@@ -104,7 +105,9 @@ class Cluster:
             self.launcher.launch_soon()  # somebody sees that nothing is protected any more
 
     def replace(self, node: Node, *, old_name: bool) -> None:
-        """An empty machine."""
+        """An empty machine; nothing where one has come already."""
+        if self.nodes.get(node.name) is not node:
+            return
         del self.nodes[node.name]
         name = node.name
         if not old_name:
@@ -123,21 +126,33 @@ class Cluster:
             self.clock.after(fault.at_s, lambda f=fault: striker.strike(f))  # type: ignore[misc]
         self.clock.run_until(self.setup.faults_s)
         self._make_peace()
-        self._wait(self._peaceful, PEACE_S, "protection returns")
-        self.peace_s = self.clock.now_s - self.setup.faults_s
+        if self.launcher.alone:
+            LeftAlone(self).run()
+            self._return_all()
+        began_s = self.clock.now_s
+        self.wait(self._peaceful, PEACE_S, "protection returns")
+        self.peace_s = self.clock.now_s - began_s
         self.quiet = True
-        self._wait(self._rests, REST_S, "work ends")
+        self.wait(self._rests, REST_S, "work ends")
         if self.seed % 4 == 0:
             self._check_still()
         self._check_memory()
+
+    def _return_all(self) -> None:
+        """Machines come for those that were lost, and the launcher comes back."""
+        for node in list(self.nodes.values()):
+            if node.gone:
+                self.replace(node, old_name=self._names % 2 == 0)
+        self.launcher.come_back()
 
     def _make_peace(self) -> None:
         self.network.heal()
         for node in self.nodes.values():
             for slot in node.slots:
-                slot.full_until_s = 0.0
+                slot.short_until_s = 0.0
 
-    def _wait(self, until: Callable[[], str], bound_s: float, law: str) -> None:
+    def wait(self, until: Callable[[], str], bound_s: float, law: str) -> None:
+        """Let time pass until nothing is lacking any more; a broken law where it takes too long."""
         end_s = self.clock.now_s + bound_s
         lacking = until()
         while lacking:
@@ -193,7 +208,7 @@ class Cluster:
 
     def _check_memory(self) -> None:
         """At rest nothing is kept that nobody needs, and every byte is what was sealed."""
-        self._wait(self._leaks, REST_S, "no memory leaks")
+        self.wait(self._leaks, REST_S, "no memory leaks")
         for node in self.nodes.values():
             for slot in node.slots:
                 for block in slot.memory.values():

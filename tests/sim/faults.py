@@ -66,4 +66,11 @@ def draw(seed: int, setup: Setup) -> tuple[Fault, ...]:
             Fault(round(at_s, 3), kind, where, other, round(chance.uniform(0.05, 0.8), 2))
         )
         at_s += chance.expovariate(1 / gap_s)
-    return tuple(faults)
+    if setup.rare:
+        at_s = round(setup.rare_s, 3)
+        where, other = round(chance.random(), 3), round(chance.random(), 3)
+        begins_s = at_s - chance.choice([0.0, 0.0, 0.2, 0.5])  # mostly there is a restore point
+        ends_s = at_s + chance.choice([0.0, 0.0, 2.0])  # ... and mostly nothing strikes after it
+        faults = [f for f in faults if begins_s < f.at_s < ends_s]
+        faults.append(Fault(at_s, setup.rare, where, other, round(chance.uniform(0.05, 0.8), 2)))
+    return tuple(sorted(faults))

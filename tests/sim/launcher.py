@@ -24,6 +24,7 @@ class Launcher:
         self._chance = cluster.chance("launcher")
         self.nodes = cluster.setup.nodes  # that the job runs on now
         self.gang: Gang | None = None
+        self.alone = False  # nobody starts the trainers again for now
         self.leave_one = False  # the next relaunch misses a rank of the old run
         self._resized: tuple[int, bool] | None = None  # nodes of the next launch; begin anew?
         self._before = self.nodes
@@ -38,7 +39,7 @@ class Launcher:
         return self._launching
 
     def launch_soon(self) -> None:
-        if not self._launching:
+        if not self._launching and not self.alone:
             self._launching = True
             self._cluster.clock.after(about(self._chance, RESTART_S), self.launch)
 
@@ -50,6 +51,8 @@ class Launcher:
     def launch(self) -> None:
         """All ranks anew, in whatever order."""
         cluster, self._launching = self._cluster, False
+        if self.alone:
+            return
         if self._plan is None:
             self._plan = self._settle_refusal()
         self.nodes, allow_fresh = self._plan
@@ -71,6 +74,18 @@ class Launcher:
             gang.trainers.append(trainer)
             cluster.clock.after(about(self._chance, 0.05), trainer.connect)
         self._progress = (-1, cluster.clock.now_s)
+
+    def leave_alone(self) -> None:
+        """All ranks end, and nobody looks after the job until `come_back`."""
+        self.alone = True
+        for trainer in self.gang.trainers if self.gang else ():
+            trainer.die()
+
+    def come_back(self) -> None:
+        """The job is started again."""
+        if self.alone:
+            self.alone = False
+            self.launch_soon()
 
     def _settle_refusal(self) -> tuple[int, bool]:
         """On how many nodes the user starts the job next, and whether it may begin anew."""

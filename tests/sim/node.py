@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_S, SUSPECT_S, DEAD_S, PATIENCE_S = 0.5, 1.0, 1.7, 2.5
 REPLACE_S = 2.2  # the group shrinks when no replacement has come
+GIVE_UP_S, TAKE_UP_S = 0.3, 1.0  # a row of parity, while memory is short
 FLUSH_S = 0.04  # facts and orders that change together travel together
 ADOPT_S = 0.05  # an SMP starts and verifies what it finds
 EPOCHS_PER_S = 10_000  # the clock of the floor outruns any course of decisions
@@ -66,6 +67,8 @@ class Node:
             dead_s=DEAD_S,
             replace_s=REPLACE_S,
             epoch_floor=1 + int(now_s * EPOCHS_PER_S),
+            give_up_s=GIVE_UP_S,
+            take_up_s=TAKE_UP_S,
         )
         self.board = Board(membership, policy, self.records)
         self._ordered = None
@@ -167,11 +170,11 @@ class Node:
         if orders != self._ordered:
             self._ordered = orders
             for slot in self.slots:
-                self._deliver(slot, orders)
+                self._deliver(slot, self._ordered)
             return
         for slot in self.slots:
             if slot.machine is not None and slot.machine.orders != orders:
-                self._deliver(slot, orders)
+                self._deliver(slot, self._ordered)
 
     def _deliver(self, slot: Slot, orders: Orders) -> None:
         """Orders travel in order, over a stream that dies with either end."""

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from snapshotd.core.recovery import Missing, candidates, survey
+from snapshotd.core.restore import within_lineage
 from snapshotd.metadata import (
     DataHolding,
     Decision,
@@ -13,12 +15,13 @@ from snapshotd.metadata import (
     Home,
     JobFacts,
     NodeFacts,
+    RefusalKind,
     TrainerFacts,
     Version,
 )
 
 from .memory import Block, Holding, Key, digest, key_of
-from .promise import Promise
+from .promise import Promise, facts_of
 from .trainer import JOB, Trainer
 from .violation import Violation, must
 
@@ -50,6 +53,7 @@ class Oracle:
         self.point: JobFacts | None = None  # newest restore point anybody knows
         self.promise: Promise | None = None
         self._promised_s = 0.0
+        self.rows_given_up = 0
         self.commits = self.restores = self.refusals = self.fallbacks = self.fresh = 0
 
     # -- told by the simulation: the trainers' bytes
@@ -98,9 +102,7 @@ class Oracle:
         self._had[home].add(key_of(holding))
         promise = self.promise
         if promise is not None and home in promise.lost:
-            memory = self._cluster.memories().get(home, {})
-            if all(k in memory and _sound(memory[k]) for k in promise.parts.get(home, ())):
-                promise.lost.discard(home)
+            promise.refilled(home, self._cluster.memories().get(home, {}))
 
     def served(self, home: Home, block: Block) -> None:
         held = block.holding
@@ -135,6 +137,10 @@ class Oracle:
         if self.promise is not None and key in self.promise.parts.get(home, ()):
             self.memory_lost([home])
 
+    def sheltered(self, promise: Promise) -> None:
+        """Those who remain protect the restore point: losses count from now."""
+        self.promise, self._promised_s = promise, self._cluster.clock.now_s
+
     def forgotten(self) -> None:
         """The operator chose to begin anew."""
         self.point, self.promise = None, None
@@ -166,10 +172,25 @@ class Oracle:
         if before is not None:
             _check_forward(node.name, before, job)
         self._points[node.name] = job
+        if job.economy.rows_less:
+            self._saving(job)
         if job.decision is not None and job.decision.id not in self._decisions:
             self._decided(node, job.decision)
         if self.point is None or _key(job) > _key(self.point):
             self._take(job)
+
+    def _saving(self, job: JobFacts) -> None:
+        """Parity is given up: whoever knows it may free the rows at once."""
+        promise = self.promise
+        self.rows_given_up = max(self.rows_given_up, job.economy.rows_less)
+        rows = max(0, self._cluster.setup.parity - job.economy.rows_less)
+        if promise is not None and job.lineage == promise.point.lineage and rows < promise.bearable:
+            promise.lower(rows, self._cluster.memories())
+
+    def _rows(self, lineage: int) -> int:
+        """Parity rows that nobody gives up now."""
+        less = [j.economy.rows_less for j in self._points.values() if j.lineage == lineage]
+        return max(0, self._cluster.setup.parity - max(less, default=0))
 
     def _decided(self, node: Node, decision: Decision) -> None:
         """Judged once, when the node that states it knows it and nobody else."""
@@ -182,6 +203,8 @@ class Oracle:
             known = all((s, decision.restore) in self._truth for s in range(decision.world))
             must(known, "only what every rank wrote is restored", f"{text}: {decision.restore}")
         promise, now_s = self.promise, self._cluster.clock.now_s
+        if decision.refusal_kind is RefusalKind.LOST and not self._cluster.away(node):
+            self._check_lost(decision, text)
         if promise is None or decision.world != promise.point.world:
             return
         if now_s - self._promised_s < HEARD_S or not promise.owed(self._cluster.away(node)):
@@ -190,6 +213,15 @@ class Oracle:
         must(not decision.refusal, law, f"{text} refuses {promise.version}: {decision.refusal}")
         enough = decision.restore is not None and decision.restore >= promise.version
         must(enough, law, f"{text}: {decision.restore}, owed {promise.version}")
+
+    def _check_lost(self, decision: Decision, text: str) -> None:
+        """Who has heard of everybody and refuses has indeed nothing left."""
+        point, slots = self.point, facts_of(self._cluster.memories())
+        for version in candidates(slots, JOB):
+            if within_lineage(version, point):
+                origins = survey(slots, JOB, decision.world, version, {})
+                lost = any(isinstance(o, Missing) for o in origins)
+                must(lost, "what is there is not refused", f"{text}: {version} can be had")
 
     def _take(self, job: JobFacts) -> None:
         """A restore point nobody knew before."""
@@ -221,7 +253,7 @@ class Oracle:
         self.commits += 1
         own = version.epoch == job.lineage or version == decision.restore
         must(own, "an older epoch never counts", f"{version} committed in {job.lineage}")
-        self._promise(job, version, decision, bearable=self._cluster.setup.parity)
+        self._promise(job, version, decision, bearable=self._rows(job.lineage))
 
     def _promise(
         self, job: JobFacts, version: Version, decision: Decision, *, bearable: int
@@ -267,14 +299,23 @@ class Oracle:
         if self.promise is None:
             return True
         lost = {home.node for home in self.promise.lost} | {node}
-        return len(lost) <= self._cluster.setup.losses
+        setup = self._cluster.setup
+        return len(lost) <= self.promise.bearable + setup.losses - setup.parity
 
     def protected(self) -> bool:
         """Whether nothing of what the restore point needs is lacking anywhere."""
-        promise = self.promise
-        if promise is None or promise.lost or promise.lacking(self._cluster.memories()):
+        promise, parity = self.promise, self._cluster.setup.parity
+        if promise is None:
             return False
-        return promise.bearable == self._cluster.setup.parity
+        memories = self._cluster.memories()
+        lowered = promise.point.committed_in == promise.point.lineage
+        if promise.bearable < parity == self._rows(promise.point.lineage) and lowered:
+            full = Promise(promise.point, promise.version, promise.groups, parity)
+            if not full.lacking(memories):
+                self.promise = promise = full
+        if promise.lost or promise.lacking(memories):
+            return False
+        return promise.bearable == parity
 
 
 def _sound(block: Block) -> bool:

@@ -39,7 +39,23 @@ class Promise:
     parts: dict[Home, tuple[Key, ...]] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.parts = {
+        self.parts = self._all_parts()
+
+    def lower(self, bearable: int, memories: Mapping[Home, Memory]) -> None:
+        """Memory is short: from now on less is promised."""
+        self.bearable = min(self.bearable, bearable)
+        self.parts = self._all_parts()
+        for home in list(self.lost):
+            self.refilled(home, memories.get(home, {}))
+
+    def refilled(self, home: Home, memory: Memory) -> None:
+        """A home that lost a part may have all of it again."""
+        keys = self.parts.get(home, ())
+        if all(k in memory and digest(memory[k].image) == memory[k].check for k in keys):
+            self.lost.discard(home)
+
+    def _all_parts(self) -> dict[Home, tuple[Key, ...]]:
+        return {
             member.home: self._parts(group, member.shard)
             for group in self.groups
             for member in group.members
@@ -47,7 +63,8 @@ class Promise:
 
     def _parts(self, group: Group, shard: int) -> tuple[Key, ...]:
         job, version = self.point.job, self.version
-        kept = places(group, group.position(shard)) if self.bearable else ()
+        mine = places(group, group.position(shard)) if self.bearable else ()
+        kept = [place for place in mine if place.row < self.bearable]
         return ((job, version, shard), *((job, version, place) for place in kept))
 
     def owed(self, away: Iterable[Home] = ()) -> bool:
@@ -84,6 +101,16 @@ class Promise:
                     return f"the loss of {', '.join(map(str, taken))}" if taken else "what was lost"
         return ""
 
+    def older_is_whole(self, memories: Mapping[Home, Memory]) -> bool:
+        """Whether a version before it could be restored too."""
+        slots, world = facts_of(memories), sum(g.size for g in self.groups)
+        for version in candidates(slots, self.point.job):
+            if version < self.version and within_lineage(version, self.point):
+                origins = survey(slots, self.point.job, world, version, {})
+                if not any(isinstance(o, Missing) for o in origins):
+                    return True
+        return False
+
     def _restorable(self, slots: Mapping[Home, SlotFacts]) -> bool:
         job, world = self.point.job, sum(g.size for g in self.groups)
         for version in candidates(slots, job):
@@ -93,6 +120,39 @@ class Promise:
             if len(origins) == world and not any(isinstance(o, Missing) for o in origins):
                 return True
         return False
+
+
+class Shelter(Promise):
+    """What those who remain protect while nobody trains: any `bearable` nodes more may be lost."""
+
+    def __init__(
+        self, point: JobFacts, version: Version, groups: tuple[Group, ...], bearable: int,
+        memories: Mapping[Home, Memory],
+    ) -> None:  # fmt: skip
+        self._held = {
+            home: tuple(key for key in memory if key[1] == version)
+            for home, memory in memories.items()
+        }
+        super().__init__(point, version, groups, bearable)
+
+    def _all_parts(self) -> dict[Home, tuple[Key, ...]]:
+        return {home: keys for home, keys in self._held.items() if keys}
+
+    def owed(self, away: Iterable[Home] = ()) -> bool:
+        """Whether it stands, also if all of `away` counted as lost."""
+        return len(self._lost_nodes(away)) <= self.bearable
+
+    def _lost_nodes(self, away: Iterable[Home] = ()) -> set[str]:
+        return {home.node for home in self.lost.union(away) if home in self.parts}
+
+    def broken_by(self, memories: Mapping[Home, Memory], *, further: bool = True) -> str:
+        """Which further losses, each bearable, would leave nothing to go back to; empty if none."""
+        slots, lost = facts_of(memories), self._lost_nodes()
+        there = sorted({home.node for home in slots} - lost)
+        for taken in combinations(there, self.bearable - len(lost) if further else 0):
+            if not self._restorable({h: f for h, f in slots.items() if h.node not in taken}):
+                return f"the loss of {', '.join(taken)}" if taken else "what was lost"
+        return ""
 
 
 def facts_of(memories: Mapping[Home, Memory]) -> dict[Home, SlotFacts]:

@@ -68,4 +68,5 @@ def _counts(cluster: Cluster) -> dict[str, int]:
         "answers of refusal": oracle.refusals,
         "fallbacks": oracle.fallbacks,
         "fresh starts": oracle.fresh,
+        "runs that gave up parity": int(oracle.rows_given_up > 0),
     }

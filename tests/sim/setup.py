@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 #: Sizes and their weights: what a cluster costs grows faster than its square.
 SIZES = {
     2: 400, 3: 400, 4: 160, 5: 25, 6: 10, 7: 5, 8: 3, 10: 1, 12: 0.6, 16: 0.25, 24: 0.08,
     32: 0.03, 48: 0.01, 64: 0.01,
 }  # fmt: skip
+
+
+#: Kinds that some runs have, once: what follows takes long, or ends what the others test.
+RARE = {"job left alone": 0.05, "newest generation damaged": 0.04, "memory short everywhere": 0.04}
+AFTER_S = {"job left alone": 2.0, "newest generation damaged": 0.5, "memory short everywhere": 0.8}
 
 
 @dataclass(frozen=True)
@@ -19,6 +24,7 @@ class Setup:
     Attributes:
         losses: nodes whose memory may be lost between two commits; above `parity` state may be.
         faults_s: how long faults strike.
+        rare: a kind of fault that strikes once, at `rare_s`; empty in most runs.
     """
 
     nodes: int
@@ -29,6 +35,8 @@ class Setup:
     spares: int = 0
     losses: int = 1
     faults_s: float = 2.0
+    rare: str = ""
+    rare_s: float = 0.0
 
 
 def setup_of(seed: int) -> Setup:
@@ -39,7 +47,7 @@ def setup_of(seed: int) -> Setup:
     group_size = chance.choice([2, 3, 4, 5, 8]) if wide else chance.choice([nodes, nodes, 2])
     group_size = min(group_size, nodes)
     parity = chance.choice([m for m in (0, 1, 1, 1, 1, 2) if m < group_size])
-    return Setup(
+    setup = Setup(
         nodes=nodes,
         slots_per_node=chance.choice([1, 1, 1, 1, 1, 2]) if nodes < 4 else 1,
         group_size=group_size,
@@ -49,3 +57,12 @@ def setup_of(seed: int) -> Setup:
         losses=chance.choice([parity, parity, parity, parity + 1]),
         faults_s=6.0 if chance.random() < 0.01 and not wide else chance.uniform(0.8, 1.5),
     )
+    (rare,) = chance.choices(["", *RARE], [1 - sum(RARE.values()), *RARE.values()])
+    if not rare:
+        return setup
+    rare_s = chance.uniform(0.9, 1.9)
+    parity = max(1, parity)
+    return replace(
+        setup, parity=parity, spares=chance.choice([0, 1, 2]), losses=max(parity, setup.losses),
+        faults_s=rare_s + AFTER_S[rare], rare=rare, rare_s=rare_s,
+    )  # fmt: skip

@@ -33,6 +33,7 @@ from . import memory
 from .clock import about
 from .memory import Block, Holding, Key, LostBytes, Memory, data_holding, key_of
 from .network import BLOCKS
+from .trainer import JOB
 from .violation import must
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 WORK_S = 0.03  # sealing, staging, coding
 STORE_TIMEOUT_S = 0.6
+ROOM_CHECK_S = 0.5
 NO_COUNTERS = SlotCounters()
 
 
@@ -55,7 +57,9 @@ class Slot:
         self.machine: SlotMachine | None = None
         self.trainer: Trainer | None = None
         self.life = 0
-        self.full_until_s = 0.0
+        self.short_until_s = 0.0
+        self.limit_bytes = 0  # until then
+        self._watches_room = False
         self._told: SlotFacts | None = None
         self._wake_s: float | None = None
 
@@ -66,6 +70,7 @@ class Slot:
         self.life += 1
         machine = SlotMachine(self.home, self.cluster.setup.generations)
         self._told, self._wake_s = None, None
+        self._watches_room = False
         for key, block in list(self.memory.items()):
             if memory.sound(block):
                 machine.keep(block.holding)
@@ -189,7 +194,7 @@ class Slot:
     def _grant(self, grant: Grant) -> None:
         machine, trainer = self.machine, self._taker()
         assert machine is not None
-        if self.full:
+        if not self._fits(len(trainer.state) if trainer else 0):
             self.cluster.seen["buffers refused"] += 1
             machine.passed(grant.version.step)
             if trainer is not None:
@@ -219,9 +224,32 @@ class Slot:
 
     # -- memory
 
-    @property
-    def full(self) -> bool:
-        return self.cluster.clock.now_s < self.full_until_s
+    def _fits(self, image_bytes: int) -> bool:
+        """Whether there is memory for so much more; if not, the machine is told, as `flow` does."""
+        if self.cluster.clock.now_s >= self.short_until_s:
+            return True
+        held = sum(len(b.image) for b in self.memory.values())
+        if held + image_bytes <= self.limit_bytes:
+            return True
+        self.cluster.seen["memory was short"] += 1
+        if self.machine is not None:
+            self.machine.no_room(JOB, image_bytes)
+            self._watch_room()
+        return False
+
+    def _watch_room(self) -> None:
+        """Memory that others give back announces itself to nobody."""
+        if not self._watches_room:
+            self._watches_room = True
+            self.later(ROOM_CHECK_S, self._check_room)
+
+    def _check_room(self) -> None:
+        assert self.machine is not None, "work dies with the SMP"
+        self._watches_room = False
+        if self.cluster.clock.now_s >= self.short_until_s:
+            self.machine.room(JOB)
+        elif self.machine.short:
+            self._watch_room()
 
     def _keep(self, holding: Holding, image: bytes) -> None:
         """Bytes are here, checksummed; an older block in their place goes."""
@@ -303,14 +331,14 @@ class Slot:
                 return
             case Copy(home, holding):
                 block = self._read(home, key_of(holding))
-                if block.holding != holding or self.full:
+                if block.holding != holding:
                     raise LostBytes
                 image = block.image
             case Decode():
                 image = decode_verified(origin, self._read)
             case Missing():
                 raise LostBytes
-        if self.full:
+        if not self._fits(len(image)):
             raise LostBytes
         self._keep(data_holding(job, shard, version, image), image)
 
@@ -318,8 +346,6 @@ class Slot:
         machine = self.machine
         assert machine is not None, "work dies with the SMP"
         try:
-            if self.full:
-                raise LostBytes
             rows = memory.encode(task, self._read)
         except LostBytes:
             machine.encode_failed(task, self.cluster.clock.now_s)
@@ -329,7 +355,10 @@ class Slot:
     def store(self, epoch: int, holding: ParityHolding, row: bytes) -> bool:
         """A peer hands a parity block over; whether it was taken."""
         machine = self.machine
-        if machine is None or self.full or not self._wanted(machine, epoch, holding):
+        if machine is None or not self._wanted(machine, epoch, holding):
+            return False
+        if not self._fits(len(row)):
+            self.happened()
             return False
         self._keep(holding, row)
         self.cluster.oracle.stored(self.home, epoch, holding)
@@ -395,7 +424,7 @@ class Handover:
 
     def _own(self, holding: ParityHolding, row: bytes) -> bool:
         """The coder's own row needs no leave."""
-        if self._coder.full:
+        if not self._coder._fits(len(row)):
             return False
         self._coder._keep(holding, row)
         return True

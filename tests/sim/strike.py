@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from .cluster import Cluster
 
 _T = TypeVar("_T")
+AGAIN_S = 0.02  # a fault that finds no target yet may look again
 
 
 def choose(among: Sequence[_T], chosen: float) -> _T | None:
@@ -57,6 +58,9 @@ class Striker:
             "out of memory": self._fill,
             "bit flipped in data": self._flip,
             "bit flipped in parity": self._flip,
+            "job left alone": self._leave_alone,
+            "newest generation damaged": self._damage_newest,
+            "memory short everywhere": self._fill_all,
         }
 
     def strike(self, fault: Fault) -> None:
@@ -218,8 +222,19 @@ class Striker:
     def _fill(self, fault: Fault) -> bool:
         slot = self._slot(fault.where)
         if slot is not None:
-            slot.full_until_s = self._cluster.clock.now_s + fault.for_s
+            self._fill_slot(slot, fault)
         return slot is not None
+
+    def _fill_slot(self, slot: Slot, fault: Fault) -> None:
+        held = sum(len(b.image) for b in slot.memory.values())
+        slot.short_until_s = self._cluster.clock.now_s + 4 * fault.for_s
+        slot.limit_bytes = int(1.2 * fault.other * held)
+
+    def _fill_all(self, fault: Fault) -> bool:
+        for node in self._cluster.nodes.values():
+            for slot in node.slots:
+                self._fill_slot(slot, fault)
+        return True
 
     def _flip(self, fault: Fault) -> bool:
         slot = self._slot(fault.where)
@@ -232,4 +247,47 @@ class Striker:
             return False
         slot.memory[key] = slot.memory[key].flipped(fault.for_s)
         self._cluster.oracle.part_lost(slot.home, key)
+        return True
+
+    def _damage_newest(self, fault: Fault) -> bool:
+        """More of the restore point than its code bears, once an older generation is whole."""
+        cluster, promise = self._cluster, self._cluster.oracle.promise
+        if promise is None or not promise.older_is_whole(cluster.memories()):
+            later = fault._replace(at_s=fault.at_s + AGAIN_S)
+            if later.at_s < cluster.setup.faults_s:
+                cluster.clock.after(AGAIN_S, lambda: self.strike(later))
+            return False
+        group = choose(promise.groups, fault.where)
+        assert group is not None, "a promise has groups"
+        members = group.members[: group.parity + 1]
+        if fault.other < 0.5:
+            members = group.members
+        homes = [m.home for m in members]
+        for slot in filter(None, map(cluster.slot, homes)):
+            for key, block in slot.memory.items():
+                if key[1] == promise.version and block.image:
+                    slot.memory[key] = block.flipped(fault.for_s)
+        cluster.oracle.memory_lost(homes)
+        for trainer in cluster.launcher.gang.trainers if cluster.launcher.gang else ():
+            trainer.die()
+        cluster.launcher.launch_soon()
+        return True
+
+    # -- nobody there
+
+    def _leave_alone(self, fault: Fault) -> bool:
+        """A node of the job is lost, and its trainers are not started again for long."""
+        cluster, promise = self._cluster, self._cluster.oracle.promise
+        if promise is None or cluster.launcher.alone:
+            return False
+        homes = sorted({h.node for h in promise.parts if h.node in cluster.nodes})
+        node = cluster.nodes[choose(homes, fault.where) or homes[0]] if homes else None
+        if node is None or node.gone or not cluster.oracle.spares(node.name):
+            return False
+        cluster.crash(node, memory=True, records=True)
+        node.gone = True
+        if fault.other < 0.4:
+            old_name = fault.other < 0.2
+            cluster.clock.after(6 * fault.for_s, lambda: cluster.replace(node, old_name=old_name))
+        cluster.launcher.leave_alone()
         return True

@@ -11,7 +11,6 @@ from .mutations import MUTATIONS, Mutation, planted
 from .run import case_of, run
 from .shrink import read, shrink, written
 
-
 #: What a mutation that no longer fits the code raises: no law has seen anything then.
 MISFITS = ("TypeError", "AttributeError", "NameError", "KeyError")
 

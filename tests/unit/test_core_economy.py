@@ -7,6 +7,7 @@ from dataclasses import replace
 from snapshotd.core.commit import advance, merge
 from snapshotd.core.economy import GIVE_UP_S, TAKE_UP_S, Spell, judge
 from snapshotd.core.protection import demanded, parity_homes
+from snapshotd.core.retention import superseded
 from snapshotd.core.slot import SlotMachine
 from snapshotd.metadata import (
     DataHolding,
@@ -84,3 +85,12 @@ def test_a_stand_in_without_room_takes_nothing_from_the_job() -> None:
     mind.orders = Orders((FACTS,), shelters={JOB: (moved,)})
     mind.no_room(JOB, 100)
     assert not mind.short
+
+
+def test_a_restore_under_pressure_takes_no_memory_from_the_restore_point() -> None:
+    """What it brings back may be newer, and not protected yet: until then nothing else is owed."""
+    newer = replace(DECISION, id=DecisionId(2, "a"), restore=Version(1, 6))
+    pending = replace(FACTS, epoch=2, decision=newer)
+    assert not superseded(pending, POINT, pressed=True)
+    assert not superseded(pending, Version(1, 4))
+    assert superseded(pending, Version(1, 4), pressed=True)
