@@ -187,9 +187,13 @@ class Cluster:
         newest = max(set.intersection(*sealed), default=Version(0, 0))
         for node in self.nodes.values():
             job = next((j for j in node.board.jobs() if j.job == JOB), None) if node.board else None
-            if job is None or job.committed != newest or job.committed_in != job.lineage:
+            if job is None or job.economy.rows_less:
+                return f"{node.name} saves memory: {job}"
+            if job.committed != newest or job.committed_in != job.lineage:
                 return f"{node.name} knows {job}; {newest} is sealed by all"
             for slot in node.slots:
+                if slot.machine is not None and slot.machine.short:
+                    return f"{slot.home} is short of memory"
                 if slot.machine is None or slot.machine.filling is not None:
                     return f"a buffer of {slot.home} is still claimed"
                 if any(not sound(b) for b in slot.memory.values()):

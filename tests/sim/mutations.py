@@ -14,10 +14,12 @@ from unittest import mock
 
 from snapshotd.core import (
     commit,
+    economy,
     encoding,
     membership,
     protection,
     recovery,
+    repair,
     restore,
     retention,
     slot,
@@ -42,6 +44,7 @@ class Mutation:
     patches: Callable[[], list[Patch]]
     start: int
     seeds: int
+    rare: str = ""  # a kind of fault that each of its runs has
 
 
 @contextmanager
@@ -377,6 +380,73 @@ def _the_dead_live_on() -> list[Patch]:
     return [(membership.Membership, "live", live)]
 
 
+# -- nodes lost for long, memory short
+
+
+def _settled_with(holds: Callable[[Retention], bool]) -> list[Patch]:
+    real = Retention._settled.func  # type: ignore[attr-defined]
+    return [(Retention, "_settled", property(lambda self: holds(self) or real(self)))]
+
+
+def _in_its_lineage(self: Retention) -> bool:
+    decision = self.job.decision
+    return decision is not None and self.job.lineage == decision.id.epoch
+
+
+def _who_stands_in_counts_before_it_holds_anything() -> list[Patch]:
+    def holds(self: Retention) -> bool:
+        moved = tuple(self.keepers) != protection.demanded(self.job)
+        return moved and _in_its_lineage(self)
+
+    return _settled_with(holds)
+
+
+def _who_stood_in_frees_before_the_home_is_filled() -> list[Patch]:
+    def holds(self: Retention) -> bool:
+        groups = protection.demanded(self.job)
+        back = tuple(self.keepers) == groups
+        outside = all(m.home != self.me for g in groups for m in g.members)
+        return back and outside and _in_its_lineage(self)
+
+    return _settled_with(holds)
+
+
+def _parity_is_never_taken_up_again() -> list[Patch]:
+    real = economy.judge
+
+    def judge(*args: Any, **kwargs: Any) -> Any:
+        spell, saving = real(*args, **kwargs)
+        present = kwargs["present"]
+        return spell, present if saving.rows_less < present.rows_less else saving
+
+    return [(economy, "judge", judge)]
+
+
+def _no_generation_is_spared() -> list[Patch]:
+    return [(slot.SlotMachine, "_spared", lambda *_: [])]
+
+
+def _the_restore_point_is_hopeless() -> list[Patch]:
+    real = repair.Hopeless.given_up
+
+    def given_up(self: Any, job: JobFacts, version: Version) -> bool:
+        return real(self, replace(job, committed=None), version)
+
+    return [(repair.Hopeless, "given_up", given_up)]
+
+
+def _a_restore_under_pressure_frees_the_restore_point() -> list[Patch]:
+    real = retention.superseded
+
+    def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str:
+        goal = job.decision.restore if job.decision else None
+        pending = job.decision is not None and job.lineage < job.decision.id.epoch
+        older = pressed and pending and goal is not None and version < goal
+        return "pressed" if older else real(job, version, pressed=pressed)
+
+    return [(retention, "superseded", superseded)]
+
+
 #: From which seed each is looked for. The seeds show it in the present code, mostly the first; a
 #: change of the code changes the courses of the runs, so some more are tried.
 SEEDS = 60
@@ -409,6 +479,20 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _a_claim_waits_for_ever: 0,
 }
 
+#: Those that only runs with a certain kind of fault show, and from which seed.
+ALONE, SHORT = "job left alone", "memory short everywhere"
+DAMAGED = "newest generation damaged"
+DIRECTED: dict[Callable[[], list[Patch]], tuple[int, str]] = {
+    _who_stands_in_counts_before_it_holds_anything: (0, ALONE),
+    _who_stood_in_frees_before_the_home_is_filled: (0, ALONE),
+    _parity_is_never_taken_up_again: (0, SHORT),
+    _no_generation_is_spared: (0, DAMAGED),
+    _a_restore_under_pressure_frees_the_restore_point: (60, SHORT),
+    _a_lost_shard_is_not_rebuilt: (0, ALONE),
+    _coded_once_only: (0, ALONE),
+    _the_dead_live_on: (0, ALONE),
+}
+
 #: Broken rules that no law has seen in the seeds tried so far: what the simulator cannot show yet.
 UNSEEN: list[Callable[[], list[Patch]]] = [
     _abort_what_a_member_lost_since,
@@ -417,15 +501,16 @@ UNSEEN: list[Callable[[], list[Patch]]] = [
     _no_patience,
     _a_trainer_of_an_older_epoch_attaches,
     _a_store_of_an_older_epoch_is_taken,
-    _a_lost_shard_is_not_rebuilt,
-    _coded_once_only,
-    _the_dead_live_on,
+    _the_restore_point_is_hopeless,
 ]
 
 
-def _mutation(make: Callable[[], list[Patch]], start: int) -> Mutation:
-    return Mutation(make.__name__[1:].replace("_", " "), make, start, SEEDS)
+def _mutation(make: Callable[[], list[Patch]], start: int, rare: str = "") -> Mutation:
+    return Mutation(make.__name__[1:].replace("_", " "), make, start, SEEDS, rare)
 
 
-MUTATIONS = [_mutation(make, start) for make, start in STARTS.items()]
+MUTATIONS = [
+    *(_mutation(make, start) for make, start in STARTS.items()),
+    *(_mutation(make, start, rare) for make, (start, rare) in DIRECTED.items()),
+]
 NOT_SEEN = [_mutation(make, 0) for make in UNSEEN]

@@ -265,8 +265,8 @@ class Oracle:
             must(not never, "what counts was there", f"{version}: {home} never had {never}")
             promise.lost.add(home)
         self.promise, self._promised_s = promise, self._cluster.clock.now_s
-        for home, keys in promise.parts.items():
-            for key in keys if home not in promise.lost else ():
+        for home, parts in promise.parts.items():
+            for key in parts if home not in promise.lost else ():
                 block = memories[home][key]
                 self._check_digests(block.holding, decision)
                 if not _sound(block):

@@ -32,8 +32,8 @@ class Outcome:
     seen: Counter[str] = field(default_factory=Counter)
 
 
-def case_of(seed: int) -> Case:
-    setup = setup_of(seed)
+def case_of(seed: int, rare: str = "") -> Case:
+    setup = setup_of(seed, rare)
     return Case(seed, setup, draw(seed, setup))
 
 

@@ -39,8 +39,8 @@ class Setup:
     rare_s: float = 0.0
 
 
-def setup_of(seed: int) -> Setup:
-    """Small clusters mostly; large ones, and long runs, ever rarer."""
+def setup_of(seed: int, rare: str = "") -> Setup:
+    """Small clusters mostly; large ones, and long runs, ever rarer; `rare` may be set."""
     chance = random.Random(f"setup {seed}")
     (nodes,) = chance.choices(list(SIZES), list(SIZES.values()))
     wide = nodes > 4
@@ -57,7 +57,8 @@ def setup_of(seed: int) -> Setup:
         losses=chance.choice([parity, parity, parity, parity + 1]),
         faults_s=6.0 if chance.random() < 0.01 and not wide else chance.uniform(0.8, 1.5),
     )
-    (rare,) = chance.choices(["", *RARE], [1 - sum(RARE.values()), *RARE.values()])
+    (drawn,) = chance.choices(["", *RARE], [1 - sum(RARE.values()), *RARE.values()])
+    rare = rare or drawn
     if not rare:
         return setup
     rare_s = chance.uniform(0.9, 1.9)

@@ -97,7 +97,10 @@ class Slot:
         machine = self.machine
         if machine is None:
             return
+        held = len({version for _, version, _ in self.memory})
         for instruction in machine.instructions(self.cluster.clock.now_s):
+            if isinstance(instruction, Free):
+                self._check_spare(instruction, held)
             self._carry_out(instruction)
         self._wake_later(machine)
         facts = machine.facts(str(self.home), NO_COUNTERS)
@@ -146,6 +149,16 @@ class Slot:
                 if taker is not None:
                     taker.denied(instruction.step)
         self.cluster.instructions += 1
+
+    def _check_spare(self, free: Free, held: int) -> None:
+        """An older generation is freed only for a buffer that is wanted."""
+        machine = self.machine
+        if machine is None or machine.short or not free.reason.startswith("superseded"):
+            return
+        fits = held <= self.cluster.setup.generations
+        wanted = machine.filling is not None or machine._claim is not None
+        text = f"{self.home} freed {free.holding.version}: {free.reason}"
+        must(wanted or not fits, "a spare generation stays", text)
 
     def later(self, mean_s: float, work: Callable[[], None]) -> None:
         """Something that dies with the SMP."""

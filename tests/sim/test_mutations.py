@@ -19,7 +19,7 @@ def caught(mutation: Mutation) -> tuple[int, str]:
     """The first seed of its range that shows the mutation, and the law that saw it."""
     with planted(mutation):
         for seed in range(mutation.start, mutation.start + mutation.seeds):
-            law = run(case_of(seed)).law
+            law = run(case_of(seed, mutation.rare)).law
             assert not law.startswith(MISFITS), f"{mutation.name!r} does not fit the code: {law}"
             if law:
                 return seed, law
@@ -30,7 +30,7 @@ def caught(mutation: Mutation) -> tuple[int, str]:
 def test_a_mutation_is_caught(mutation: Mutation) -> None:
     seed, law = caught(mutation)
     assert law
-    assert not run(case_of(seed)).law, "the same seed fails without the mutation too"
+    assert not run(case_of(seed, mutation.rare)).law, "the same seed fails without the mutation too"
 
 
 def test_a_failure_is_shrunk_to_few_faults_that_replay_it(

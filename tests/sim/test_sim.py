@@ -13,6 +13,7 @@ import pytest
 from .__main__ import main, run_range
 from .faults import KINDS, draw
 from .run import case_of, run
+from .setup import RARE
 from .shrink import read, written
 from .totals import Totals
 
@@ -30,7 +31,7 @@ def test_promises_hold_under_faults(start: int) -> None:
 
 def test_every_kind_of_fault_is_drawn_and_strikes() -> None:
     drawn = {f.kind for seed in range(SEEDS) for f in draw(seed, case_of(seed).setup)}
-    assert drawn == set(KINDS)
+    assert drawn == {*KINDS, *RARE}
 
 
 def test_a_run_is_the_same_in_any_process() -> None:
