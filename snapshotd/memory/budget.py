@@ -67,19 +67,19 @@ class Budget:
         """
         with self._lock():
             used, available = self.used_bytes(), _available_bytes()
-            if count_bytes > available:
-                raise NoRoom(
-                    f"{self._shm_dir}: needs {count_bytes} bytes, the machine or its control group "
-                    f"has {available} available",
-                    "free memory of the machine, raise the control group's limit, or lower "
-                    "memory_budget",
-                )
             if used + count_bytes > self._limit_bytes:
                 raise NoRoom(
                     f"{self._shm_dir}: needs {count_bytes} bytes, budget {self._limit_bytes}, "
                     f"in use {used}",
                     "raise memory_budget in the daemon's configuration, or free a job's memory "
                     "with `snapshotd drop JOB`",
+                )
+            if count_bytes > available:
+                raise NoRoom(
+                    f"{self._shm_dir}: needs {count_bytes} bytes, the machine or its control group "
+                    f"has {available} available",
+                    "free memory of the machine, raise the control group's limit, or lower "
+                    "memory_budget",
                 )
             yield
 

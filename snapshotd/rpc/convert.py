@@ -216,8 +216,10 @@ def _group_from(m: pb.Group) -> Group:
     members = tuple(Member(x.shard, Home(x.home.node, x.home.slot)) for x in m.members)
     for member in members:
         check_slot(member.home.slot)
-    if not 0 < len(members) <= MAX_MEMBERS or not m.unkept <= m.parity < len(members):
-        raise malformed(f"a group of {len(members)} with {m.parity} - {m.unkept} parity blocks")
+    if not 0 < len(members) <= MAX_MEMBERS or m.parity >= len(members):
+        raise malformed(f"a group of {len(members)} with {m.parity} parity blocks")
+    if m.unkept > m.parity:
+        raise malformed(f"a group that does not keep {m.unkept} of {m.parity} parity blocks")
     if list(members) != sorted(set(members)):
         raise malformed("a group's members are not in order, or not distinct")
     return Group(members, m.parity, m.unkept)
