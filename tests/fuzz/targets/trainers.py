@@ -8,6 +8,7 @@ from typing import Any
 from hypothesis import strategies as st
 
 from snapshotd.errors import NoRoom, RequestError
+from snapshotd.flow import smp as flow_smp
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.smp import Smp
 from snapshotd.metadata import SlotFacts
@@ -20,6 +21,8 @@ from tests.fuzz.harness import Parts, Target
 from tests.fuzz.messages import changed, messages, spoiled
 from tests.fuzz.room import BUDGET_BYTES, GROUP, Memory, orders, room, run, watched
 from tests.fuzz.targets.facts import parsed
+
+flow_smp.ROOM_CHECK_S = 0.01
 
 
 class _Socket:
@@ -44,9 +47,11 @@ def _preflight(image_bytes: int) -> None:
 async def _converse(memory: Memory, parts: Parts) -> None:
     await memory.vault.adopt()
     link: Any = _Link()
-    smp = Smp(memory.machine, memory.vault, None, link, memory.shm / "trainer.lock")  # type: ignore[arg-type]
+    nobody: Any = None
+    lock = memory.shm / "trainer.lock"
+    smp = Smp(memory.machine, memory.vault, nobody, link, lock, memory.rooms)
     socket: Any = _Socket()
-    smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: True)
+    smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0")
     serving = asyncio.create_task(smp.run())
     try:
         for part in parts:
@@ -69,9 +74,10 @@ async def _converse(memory: Memory, parts: Parts) -> None:
 
 
 async def _settled(smp: Smp) -> None:
-    """Until no grant and no seal is under way."""
+    """Until no grant and no seal is under way, and nobody waits for room."""
     while smp._tasks:
-        await asyncio.gather(*smp._tasks, return_exceptions=True)
+        smp.machine.short.clear()
+        await asyncio.wait(smp._tasks, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.sleep(0)
 
 
