@@ -16,7 +16,6 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import (
     Decision,
     DecisionId,
@@ -110,9 +109,7 @@ class Memory:
     def __init__(self, directory: Path, home: Home = HERE) -> None:
         self.shm = directory
         self.machine = SlotMachine(home, 2)
-        budget = Budget(directory, BUDGET_BYTES)
-        self.arena = Arena(directory / "slot-0", budget)
-        self.rooms = Rooms(budget, self.arena, 2, GROUP.size, GROUP.parity)
+        self.arena = Arena(directory / "slot-0", Budget(directory, BUDGET_BYTES))
         self.vault = Vault(self.arena, self.machine, "test", 2)
 
     async def seal(self, shard: int, image: bytes, version: Version = VERSION) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 from hypothesis import strategies as st
 
 from snapshotd.errors import NoRoom, RequestError
-from snapshotd.flow import smp as flow_smp
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.smp import Smp
 from snapshotd.metadata import SlotFacts
@@ -22,7 +21,15 @@ from tests.fuzz.messages import changed, messages, spoiled
 from tests.fuzz.room import BUDGET_BYTES, GROUP, Memory, orders, room, run, watched
 from tests.fuzz.targets.facts import parsed
 
-flow_smp.ROOM_CHECK_S = 0.01
+
+class _Rooms:
+    """What does not fit never will: nobody waits for room."""
+
+    def check_ever(self, image_bytes: int) -> None:
+        raise NoRoom(f"{image_bytes} bytes are too many")
+
+    def check_all(self, image_bytes: int) -> None:
+        """There is room to begin."""
 
 
 class _Socket:
@@ -48,8 +55,9 @@ async def _converse(memory: Memory, parts: Parts) -> None:
     await memory.vault.adopt()
     link: Any = _Link()
     nobody: Any = None
+    rooms: Any = _Rooms()
     lock = memory.shm / "trainer.lock"
-    smp = Smp(memory.machine, memory.vault, nobody, link, lock, memory.rooms)
+    smp = Smp(memory.machine, memory.vault, nobody, link, lock, rooms)
     socket: Any = _Socket()
     smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0")
     serving = asyncio.create_task(smp.run())
@@ -74,10 +82,9 @@ async def _converse(memory: Memory, parts: Parts) -> None:
 
 
 async def _settled(smp: Smp) -> None:
-    """Until no grant and no seal is under way, and nobody waits for room."""
+    """Until no grant and no seal is under way."""
     while smp._tasks:
-        smp.machine.short.clear()
-        await asyncio.wait(smp._tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.gather(*smp._tasks, return_exceptions=True)
         await asyncio.sleep(0)
 
 
