@@ -68,6 +68,7 @@ def test_a_node_and_protection_that_come_back_are_told(
     eventually("all ranks are attached again", connected)
     eventually("each rank says that it is protected again", protected_again, pause_s=0.3)
     for node in (nodes[0], nodes[2]):
+        eventually("it is told", lambda n=node: "n1: is back, after" in n.tail())
         assert node.tail().count("n1: not to be reached") == 1
         assert node.tail().count("n1: is back, after") == 1
         assert "WARNING" not in node.tail().partition("n1: is back")[2]

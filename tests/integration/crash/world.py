@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import torch
 
-from snapshotd.errors import PeerError
+from snapshotd.errors import NoRoom, PeerError
 from snapshotd.memory.segment import Segment
 from snapshotd.rpc.operator import drop
 from snapshotd.wire.points import ARM_VARIABLE
@@ -262,7 +262,7 @@ def left_over(node: Node) -> list[str]:
     for path in segment_files(node):
         try:
             segment = Segment.open(path)
-        except FileNotFoundError:
+        except NoRoom:  # it was given back just now
             continue
         if segment.state.name != "FREE":
             found.append(f"{path.name} is {segment.state.name} with {segment.header.job}")
