@@ -188,7 +188,7 @@ def wanted(node: Node, **wrong: object) -> pb.ReadRequest:
         ({"cluster_id": "other"}, "belongs to cluster 'other', this node to 'test'"),
         ({"shard": 5}, "shard 5 of job 'job'"),
         ({"job": "../job"}, "job '../job'"),
-        ({"version": seg.Version(epoch=2**63, step=7)}, "is not held by n0/0"),
+        ({"version": seg.Version(epoch=2**40, step=7)}, "is not held by n0/0"),
         ({"offset": 2**63, "bytes": 2**63}, "were asked of an image of"),
         ({"offset": 0, "bytes": 2**40}, "were asked of an image of"),
         ({"offset": 5, "bytes": 5}, "are not whole grains"),
@@ -400,7 +400,7 @@ def test_seeds_that_lie_or_are_not_there(steady: Steady, answer: bytes, what: st
     try:
         made.start()
         eventually("it says what is wrong", lambda: what in made.tail())
-        eventually("and who is away", lambda: "nobody: not to be reached" in made.tail())
+        eventually("and who is away", lambda: "nobody: not up yet" in made.tail())
         members = {m.node: m for m in made.status().members}
         assert members["n0"].state == "live"
         assert members["liar"].state in ("refused", "unmet")
