@@ -6,15 +6,11 @@ the memory, is done with less: fewer generations, less parity, in the end local 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, replace
 
-import psutil
-
-from snapshotd.memory.allocation import explain
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
-from snapshotd.memory.preflight import check_room, measure_room, snapshot_need
+from snapshotd.memory.preflight import check_room, measure_limits, measure_room, snapshot_need
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +30,12 @@ class Rooms:
             NoRoom: it does not.
         """
         shm_dir = self.budget.shm_dir
-        try:
-            stat = os.statvfs(shm_dir)
-        except OSError as error:
-            raise explain(error, shm_dir) from error
+        limits = measure_limits(shm_dir)
         empty = replace(
             measure_room(shm_dir, self.budget),
             budget_left_bytes=self.budget.limit_bytes,
-            tmpfs_free_bytes=stat.f_blocks * stat.f_frsize,
-            memory_available_bytes=psutil.virtual_memory().total,
+            tmpfs_free_bytes=limits.tmpfs,
+            memory_available_bytes=limits.memory,
             cgroup_left_bytes=None,
         )
         need = snapshot_need(image_bytes, self.generations, self.group_size, self.parity)
