@@ -143,10 +143,9 @@ class Smp:
         times = (self.machine.next_wake_s(), self.vault.trust.next_change_s(now_s))
         wake_s = min((t for t in times if t is not None), default=None)
         timeout_s = None if wake_s is None else max(0.0, wake_s - now_s)
-        try:
-            await asyncio.wait_for(self._wake.wait(), timeout_s)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self._wake.wait()
 
     def _publish(self) -> None:
         accused = self.vault.trust.accusations(time.monotonic())
@@ -227,10 +226,10 @@ class Smp:
 
     async def _grant(self, grant: Grant) -> None:
         try:
-            segment = await asyncio.wait_for(
-                self.vault.begin_data(grant.job, grant.shard, grant.version, grant.image_bytes),
-                max(0.0, grant.until_s - time.monotonic()),
-            )
+            async with asyncio.timeout(max(0.0, grant.until_s - time.monotonic())):
+                segment = await self.vault.begin_data(
+                    grant.job, grant.shard, grant.version, grant.image_bytes
+                )
         except TimeoutError:
             await self._not_granted(grant, "its segments are still being allocated")
             return

@@ -97,7 +97,8 @@ class Supervisor:
         """Wait until the SMP of a slot has linked."""
         event = self._linked.setdefault(slot, asyncio.Event())
         try:
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
         except TimeoutError:
             return False
         return True
@@ -176,7 +177,8 @@ class Supervisor:
                 await asyncio.sleep(self._pace.heartbeat_s / 2)
             elif self.board.facts.sequence == facts.sequence:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), self._pace.heartbeat_s)
+                    async with asyncio.timeout(self._pace.heartbeat_s):
+                        await news.wait()
 
     async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
         try:

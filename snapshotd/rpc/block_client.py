@@ -201,7 +201,8 @@ class BlockReader:
     async def _next(self) -> pb.ReadReply:
         with peer_errors(self._address, "reading a block"):
             try:
-                reply = await asyncio.wait_for(self._call.read(), self._stall_s)
+                async with asyncio.timeout(self._stall_s):
+                    reply = await self._call.read()
             except TimeoutError as error:
                 raise self._misbehaved(
                     Misdeed.STALLED, f"sent nothing of a block for {self._stall_s} s"
@@ -264,7 +265,8 @@ class BlockWriter:
     async def _bounded(self, wait: Awaitable[None]) -> None:
         with peer_errors(self._address, "storing a parity block"):
             try:
-                await asyncio.wait_for(wait, self._stall_s)
+                async with asyncio.timeout(self._stall_s):
+                    await wait
             except TimeoutError as error:
                 raise PeerError(
                     f"{self._address} took nothing of a parity block for {self._stall_s} s"

@@ -120,7 +120,8 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
 
     async def _bounded(self, wait: Awaitable[T], did: str) -> T:
         try:
-            return await asyncio.wait_for(wait, self._stall_s)
+            async with asyncio.timeout(self._stall_s):
+                return await wait
         except TimeoutError as error:
             raise Misbehaved(
                 Misdeed.STALLED, f"a peer {did} nothing of a block for {self._stall_s} s"

@@ -42,6 +42,8 @@ def configure(
     root.addHandler(handler)
     root.setLevel(level.upper())
     logging.captureWarnings(capture=True)
+    # A trace for each message it cannot parse; who sent what is said by us, once.
+    logging.getLogger("grpc._common").setLevel(logging.CRITICAL)
 
 
 class TextFormatter(logging.Formatter):

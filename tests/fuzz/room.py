@@ -8,6 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -89,9 +90,10 @@ def room() -> Iterator[Path]:
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine on the one loop of this process, and leave no task of it behind."""
+    """Run a coroutine on the one loop of this process, and leave no task or thread of it behind."""
 
     async def whole() -> T:
+        asyncio.get_running_loop().set_default_executor(threads)
         try:
             return await work
         finally:
@@ -100,7 +102,8 @@ def run(work: Coroutine[Any, Any, T]) -> T:
                 task.cancel()
             await asyncio.gather(*rest, return_exceptions=True)
 
-    return _runner.run(whole())
+    with ThreadPoolExecutor() as threads:
+        return _runner.run(whole())
 
 
 class Memory:

@@ -36,11 +36,7 @@ def test_what_once_failed(path: Path) -> None:
         tracemalloc.stop()
 
 
-#: Random conversations stand still now and then, in the target or in what it drives: not known yet.
-EXPLORED = {name: target for name, target in TARGETS.items() if name != "trainers"}
-
-
-@pytest.mark.parametrize("target", EXPLORED.values(), ids=EXPLORED.keys())
+@pytest.mark.parametrize("target", TARGETS.values(), ids=TARGETS.keys())
 def test_anything(target: Target) -> None:
     found = explore(target, target.weight, START)
     if found.error is not None:

@@ -405,6 +405,7 @@ def test_seeds_that_lie_or_are_not_there(steady: Steady, answer: bytes, what: st
         assert members["n0"].state == "live"
         assert members["liar"].state in ("refused", "unmet")
         assert members["nobody"].state == "unmet"
+        assert "Traceback" not in made.tail()
         made.stop()
     finally:
         server.stop(None)

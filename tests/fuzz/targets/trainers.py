@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from snapshotd.errors import NoRoom, RequestError
+from snapshotd.errors import NoRoom, PeerError, RequestError
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.smp import Smp
 from snapshotd.metadata import SlotFacts
@@ -32,6 +32,15 @@ class _Rooms:
         """There is room to begin."""
 
 
+class _Transfers:
+    """No peer is there."""
+
+    async def copy(self, *_: object) -> None:
+        raise PeerError("nobody is there")
+
+    decode = encode = copy
+
+
 class _Socket:
     """Takes what the desk sends unasked."""
 
@@ -54,10 +63,10 @@ def _preflight(image_bytes: int) -> None:
 async def _converse(memory: Memory, parts: Parts) -> None:
     await memory.vault.adopt()
     link: Any = _Link()
-    nobody: Any = None
+    transfers: Any = _Transfers()
     rooms: Any = _Rooms()
     lock = memory.shm / "trainer.lock"
-    smp = Smp(memory.machine, memory.vault, nobody, link, lock, rooms)
+    smp = Smp(memory.machine, memory.vault, transfers, link, lock, rooms)
     socket: Any = _Socket()
     smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0")
     serving = asyncio.create_task(smp.run())
@@ -67,7 +76,8 @@ async def _converse(memory: Memory, parts: Parts) -> None:
             for _ in range(6):
                 await asyncio.sleep(0)
             assert not serving.done(), serving.exception()
-        await asyncio.wait_for(_settled(smp), 20)
+        async with asyncio.timeout(20):
+            await _settled(smp)
         assert not serving.done(), serving.exception()
     finally:
         serving.cancel()

@@ -262,7 +262,7 @@ def left_over(node: Node) -> list[str]:
     for path in segment_files(node):
         try:
             segment = Segment.open(path)
-        except NoRoom:  # it was given back just now
+        except (NoRoom, FileNotFoundError):  # it was given back just now
             continue
         if segment.state.name != "FREE":
             found.append(f"{path.name} is {segment.state.name} with {segment.header.job}")

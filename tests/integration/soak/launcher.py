@@ -92,7 +92,8 @@ class Launcher:
         self._server = await asyncio.start_unix_server(self._serve, self._socket)
         arguments = ["-m", "tests.integration.soak.trainer", str(self._socket)]
         sandbox.spawn(None, arguments, {**os.environ, "OMP_NUM_THREADS": "1"}, log)
-        await asyncio.wait_for(self._zygote_there.wait(), 60)
+        async with asyncio.timeout(60):
+            await self._zygote_there.wait()
         self._runner = asyncio.get_running_loop().create_task(self._run())
 
     async def _run(self) -> None:
@@ -132,7 +133,8 @@ class Launcher:
         if self.ended or life.errors:
             # They end by themselves, and what they have to say is wanted.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(asyncio.shield(gone), _CLOSE_S if self.ended else _SAY_S)
+                async with asyncio.timeout(_CLOSE_S if self.ended else _SAY_S):
+                    await asyncio.shield(gone)
         gentle = self._rng.random() < 0.5
         for trainer in life.trainers:
             with contextlib.suppress(ProcessLookupError):
@@ -162,7 +164,8 @@ class Launcher:
         await self._until(lambda: all(t.arrived for t in life.trainers) or life.over.is_set(), 30)
         for trainer in life.trainers:
             self._send(trainer, do="end")
-        await asyncio.wait_for(self._runner, 30)
+        async with asyncio.timeout(30):
+            await self._runner
         if not all(t.closed for t in life.trainers):
             self._ledger.fail("a trainer did not close its Snapshotter at the end")
 
@@ -249,8 +252,8 @@ class Launcher:
 
     async def _until(self, condition, timeout_s: float) -> bool:
         with contextlib.suppress(TimeoutError):
-            async with self._news:
-                await asyncio.wait_for(self._news.wait_for(condition), timeout_s)
+            async with self._news, asyncio.timeout(timeout_s):
+                await self._news.wait_for(condition)
             return True
         return bool(condition())
 

@@ -88,7 +88,8 @@ class Node:
     async def up(self) -> None:
         """Wait until the daemon serves."""
         try:
-            await asyncio.wait_for(self.ready.wait(), START_S)
+            async with asyncio.timeout(START_S):
+                await self.ready.wait()
         except TimeoutError:
             self._around.ledger.fail(f"{self.name} does not serve after {START_S} s")
             raise
@@ -157,7 +158,8 @@ class Node:
         end = self._around.reaper.end_of(self.pid)
         os.kill(self.pid, signal.SIGTERM)
         try:
-            code = await asyncio.wait_for(asyncio.shield(end), STOP_S)
+            async with asyncio.timeout(STOP_S):
+                code = await asyncio.shield(end)
         except TimeoutError:
             self._around.ledger.fail(f"{self.name} does not stop within {STOP_S} s of SIGTERM")
             self.kill()

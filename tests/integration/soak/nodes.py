@@ -48,4 +48,5 @@ class Nodes:
         for node in list(self.all):
             with contextlib.suppress(OSError):
                 await node.lose()
-                await asyncio.wait_for(self.remove(node), 10)
+                async with asyncio.timeout(10):
+                    await self.remove(node)

@@ -147,7 +147,8 @@ class Run:
 
     async def _pause(self, for_s: float) -> None:
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._over.wait(), for_s)
+            async with asyncio.timeout(for_s):
+                await self._over.wait()
             raise Over
 
     async def _well(self, when: str, bound_s: float = RECOVERY_S) -> None:
@@ -225,11 +226,15 @@ class Run:
 
     async def _nobody_is_left(self) -> None:
         mine = [p for p in psutil.process_iter() if p.pid != os.getpid()]
-        waits = [asyncio.wait_for(sandbox.ended(p.pid), 10) for p in mine]
-        ends = await asyncio.gather(*waits, return_exceptions=True)
+        ends = await asyncio.gather(*(_ended(p.pid) for p in mine), return_exceptions=True)
         for process, end in zip(mine, ends, strict=True):
             if isinstance(end, TimeoutError):
                 self.ledger.fail(f"a process is left: {process}")
+
+
+async def _ended(pid: int) -> None:
+    async with asyncio.timeout(10):
+        await sandbox.ended(pid)
 
 
 def report(run: Run, took_s: float) -> dict[str, object]:

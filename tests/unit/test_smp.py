@@ -1,0 +1,51 @@
+"""The loop of an SMP, apart from its processes."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.smp import Smp
+from snapshotd.flow.vault import Vault
+from snapshotd.memory.arena import Arena
+from snapshotd.memory.budget import Budget
+from snapshotd.metadata import Home, SlotFacts
+
+
+class _Link:
+    def publish(self, facts: SlotFacts) -> None:
+        """Nobody listens."""
+
+
+@pytest.mark.parametrize("turns", range(5))
+def test_it_ends_when_told_to_at_the_moment_it_is_woken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turns: int
+) -> None:
+    """`asyncio.wait_for` of Python 3.11 forgets a cancellation that meets what it waits for."""
+    monkeypatch.setattr(SlotMachine, "next_wake_s", lambda _: time.monotonic() + 3600)
+
+    async def check() -> None:
+        machine = SlotMachine(Home("n0", 0), 2)
+        arena = Arena(tmp_path / "slot-0", Budget(tmp_path, 1 << 20))
+        nobody: Any = None
+        link: Any = _Link()
+        vault = Vault(arena, machine, "test", 2)
+        smp = Smp(machine, vault, nobody, link, tmp_path / "lock", nobody)
+        running = asyncio.create_task(smp.run())
+        for _ in range(5):
+            await asyncio.sleep(0)
+        smp.wake()
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        running.cancel()
+        async with asyncio.timeout(10):
+            await asyncio.gather(running, return_exceptions=True)
+        assert running.cancelled()
+        arena.close()
+
+    asyncio.run(check())
