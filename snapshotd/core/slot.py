@@ -330,9 +330,17 @@ class SlotMachine:
         """Superseded versions that may stay: those for which no buffer is wanted yet."""
         held = {h.version for h in self._held() if h.job == job.job}
         old = sorted(v for v in held if superseded(job, v))
-        wanted = len(held) - len(old) + (self._claim is not None or self._filling is not None)
-        room = 0 if job.job in self.short else self._generations - wanted
+        needed = len(held) - len(old) + self._wants_buffer(job)
+        room = 0 if job.job in self.short else self._generations - needed
         return old[-room:] if room > 0 else []
+
+    def _wants_buffer(self, job: JobFacts) -> bool:
+        """Whether the job's trainer here writes a generation, or will be granted one."""
+        trainer = self.trainer
+        if trainer is None or trainer.job != job.job:
+            return False
+        claims = self._claim is not None and not out_of_epoch(trainer, job)
+        return claims or self._filling is not None
 
     def _buffers(self, job: str) -> int:
         """Generations that this slot may hold: while memory is short, no more than it must."""

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 
 from .faults import KINDS, Fault
 from .run import Case, Outcome, run
-from .setup import Setup
+from .setup import RARE, Setup
 
 MAX_RUNS = 150
 
@@ -81,7 +81,7 @@ def read(text: str) -> Case:
         value = ast.literal_eval(text)
         setup = Setup(**value["setup"])
         faults = tuple(Fault(*fields) for fields in value["faults"])
-        unknown = {f.kind for f in faults} - set(KINDS)
+        unknown = {f.kind for f in faults} - {*KINDS, *RARE}
     except (SyntaxError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"not a case as a failing run prints it: {error}") from error
     if unknown:

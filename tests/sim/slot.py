@@ -161,7 +161,11 @@ class Slot:
         must(wanted or not fits, "a spare generation stays", text)
 
     def later(self, mean_s: float, work: Callable[[], None]) -> None:
-        """Something that dies with the SMP."""
+        """Work of about that length: longer on a slow node, and it dies with the SMP."""
+        pace = self.cluster.network.pace(self.node.name)
+        self._after(about(self.node.chance, mean_s) * pace, work)
+
+    def _after(self, delay_s: float, work: Callable[[], None]) -> None:
         life = self.life
 
         def run() -> None:
@@ -169,7 +173,6 @@ class Slot:
                 work()
                 self.happened()
 
-        delay_s = about(self.node.chance, mean_s) * self.cluster.network.pace(self.node.name)
         self.cluster.clock.after(delay_s, run)
 
     def _work(self, work: Callable[[], None]) -> None:
@@ -254,7 +257,7 @@ class Slot:
         """Memory that others give back announces itself to nobody."""
         if not self._watches_room:
             self._watches_room = True
-            self.later(ROOM_CHECK_S, self._check_room)
+            self._after(ROOM_CHECK_S, self._check_room)
 
     def _check_room(self) -> None:
         assert self.machine is not None, "work dies with the SMP"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from .__main__ import main, run_range
-from .faults import KINDS, draw
+from .faults import KINDS, Fault, draw
 from .run import case_of, run
 from .setup import RARE
 from .shrink import read, written
@@ -61,6 +61,8 @@ def test_a_written_case_is_the_same_run_again(tmp_path: Path) -> None:
     assert main(["--replay", str(path)]) == 0
     with pytest.raises(ValueError, match="not a case"):
         read("{'seed': 1}")
+    rare = replace(case, faults=tuple(Fault(0.1, kind, 0.5, 0.5, 0.1) for kind in RARE))
+    assert read(written(rare, run(case))) == rare
 
 
 def test_totals_of_two_ranges_add_up(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
