@@ -227,7 +227,7 @@ def test_a_claim_that_is_denied_costs_no_spare() -> None:
     mind = machine()
     mind.keep(data(0, 0))
     mind.sealed(data(0, 1))
-    over = replace(RELEASED, committed=Version(1, 1), committed_in=1, epoch=2, lineage=2)
+    over = replace(RELEASED, committed=Version(1, 1), committed_in=2, epoch=2, lineage=2)
     mind.orders = orders(over, 1)
     mind.claim(2, 9, 1.0)
     assert mind.instructions(0.0) == [Deny(2, "the job is being restored in epoch 2")]
