@@ -20,8 +20,10 @@ from snapshotd.config import Config
 from snapshotd.config.model import LogFormat, LogLevel
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
+from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
+from snapshotd.flow.intake import Intake
 from snapshotd.flow.scrub import Scrub
 from snapshotd.flow.smp import Smp
 from snapshotd.flow.transfer import Transfers
@@ -97,6 +99,8 @@ async def run(settings: SmpSettings) -> None:
     machine = SlotMachine(home, settings.generations)
     keep_free = settings.generations * max(1, settings.parity)
     vault = Vault(arena, machine, settings.cluster_id, keep_free)
+    conduct = Conduct()
+    intake = Intake(vault, machine, conduct)
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
@@ -108,8 +112,9 @@ async def run(settings: SmpSettings) -> None:
     link = Link(settings.run_dir / "links.sock")
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
-    smp = Smp(machine, vault, Transfers(home, vault, client, codec), link, lock, rooms)
-    server = BlocksServer(vault, settings.cluster_id, settings.stall_s)
+    transfers = Transfers(home, vault, client, codec, conduct)
+    smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
+    server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))

@@ -29,6 +29,7 @@ from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
+from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
@@ -69,6 +70,7 @@ class Smp:
         link: Link,
         trainer_lock: Path,
         rooms: Rooms,
+        conduct: Conduct,
     ) -> None:
         self.machine = machine
         self.vault = vault
@@ -76,6 +78,7 @@ class Smp:
         self._link = link
         self._trainer_lock = trainer_lock
         self._rooms = rooms
+        self._conduct = conduct
         self._waits_for_room = False
         self._wake = asyncio.Event()
         self._rebuilding = ChangeLog(log)
@@ -86,6 +89,7 @@ class Smp:
         self.filling: Filling | None = None
         self.address = ""
         vault.on_change = self.wake
+        conduct.on_change = self.wake
         vault.on_no_room = self._note_shortage
 
     def follow(self, orders: Orders) -> None:
@@ -140,7 +144,7 @@ class Smp:
 
     async def _sleep(self) -> None:
         now_s = time.monotonic()
-        times = (self.machine.next_wake_s(), self.vault.trust.next_change_s(now_s))
+        times = (self.machine.next_wake_s(), self._conduct.next_change_s())
         wake_s = min((t for t in times if t is not None), default=None)
         timeout_s = None if wake_s is None else max(0.0, wake_s - now_s)
         with contextlib.suppress(TimeoutError):
@@ -148,7 +152,7 @@ class Smp:
                 await self._wake.wait()
 
     def _publish(self) -> None:
-        accused = self.vault.trust.accusations(time.monotonic())
+        accused = self._conduct.accusations()
         facts = replace(self.machine.facts(self.address, self.vault.counters()), accused=accused)
         if facts != self._published:
             self._published = facts
@@ -344,7 +348,7 @@ class Smp:
         """Have a shard here, verified. Raises SnapshotdError."""
         orders, home = self.machine.orders, self.machine.home
         here = {home: self.machine.facts(self.address, self.vault.counters())}
-        slots = {**{h: f for h, f in orders.peers.items() if self._trusts(h.node)}, **here}
+        slots = {**{h: f for h, f in orders.peers.items() if self._conduct.trusts(h.node)}, **here}
         match find_shard(slots, job, shard, version, home):
             case Local(holding):
                 await self._verify(holding)
@@ -354,9 +358,6 @@ class Smp:
                 await self._transfers.decode(plan, orders.peers)
             case Missing(reason):
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
-
-    def _trusts(self, node: str) -> bool:
-        return not self.vault.trust.cut_off_s(node, time.monotonic())
 
     async def _verify(self, holding: DataHolding) -> None:
         with self.vault.reading(holding.job, holding.version, holding.shard) as segment:

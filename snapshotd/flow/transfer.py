@@ -7,8 +7,8 @@ holds at most n chunks whatever the size of the state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import check_range, chunk_digests
@@ -17,6 +17,7 @@ from snapshotd.core.recovery import BlockInput, BlockPlan, Copy, Decode
 from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
+from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Home, ParityPlace, SlotFacts, Version
@@ -34,18 +35,22 @@ class _Lane:
     """One block of a stripe, read chunk by chunk and padded with zeros to any length."""
 
     def __init__(
-        self, reader: BlockReader | None, length: int, vault: Vault | None = None, node: str = ""
+        self,
+        reader: BlockReader | None,
+        length: int,
+        conduct: Conduct | None = None,
+        node: str = "",
     ) -> None:
         self.reader = reader
         self.node = node
-        self._vault = vault
+        self._conduct = conduct
         self._left = length
 
     async def take(self, count: int) -> memoryview:
         """The next `count` bytes; the padding is made here, never stored and never sent."""
         if self.reader is None or self._left <= 0:
             return memoryview(bytes(count))
-        with _blaming(self._vault, self.node):
+        with self._conduct.blaming(self.node) if self._conduct else nullcontext():
             chunk = await self.reader.chunk()
         self._left -= len(chunk)
         if len(chunk) >= count:
@@ -56,7 +61,10 @@ class _Lane:
 class Transfers:
     """Carries out encodes, copies and decodes for one slot."""
 
-    def __init__(self, home: Home, vault: Vault, client: BlocksClient, codec: Codec) -> None:
+    def __init__(
+        self, home: Home, vault: Vault, client: BlocksClient, codec: Codec, conduct: Conduct
+    ) -> None:
+        self._conduct = conduct
         self._home = home
         self._vault = vault
         self._client = client
@@ -105,7 +113,7 @@ class Transfers:
             digests = await self._code(task, lanes, own, writers, length)
             records = await self._records(task, peers, lanes, [s.position for s in layout.sources])
             for node in {lane.node for lane in lanes if lane.node}:
-                self._vault.praise(node)
+                self._conduct.praise(node)
             point("smp.encode.recorded")
             if own is not None:
                 await self._vault.seal_parity(own, records, length)
@@ -165,13 +173,13 @@ class Transfers:
             home = task.group.members[position].home
             reader = readers.get(position)
             if reader is not None:
-                with _blaming(self._vault, home.node):
+                with self._conduct.blaming(home.node):
                     record = await reader.record()
             elif home == self._home:
                 record = self._vault.segment(task.job, task.version, held.shard).record
             else:
                 record = await self._record(peers, home, task.job, task.version, held.shard)
-            with _blaming(self._vault, home.node):
+            with self._conduct.blaming(home.node):
                 records.append(_as_told(record, held, str(home)))
         return records
 
@@ -182,17 +190,17 @@ class Transfers:
         reader = self._client.read(
             address, held.job, held.version, held.shard, extent.offset, extent.length
         )
-        return _Lane(reader, extent.length, self._vault, home.node)
+        return _Lane(reader, extent.length, self._conduct, home.node)
 
     async def _record(
         self, peers: Peers, home: Home, job: str, version: Version, what: What
     ) -> Record:
-        with _blaming(self._vault, home.node):
+        with self._conduct.blaming(home.node):
             return await self._client.record(self._address(peers, home), job, version, what)
 
     def _address(self, peers: Peers, home: Home) -> str:
         """Where a slot listens. Raises PeerError: it is not live, or cut off."""
-        self._vault.check_trusted(home.node)
+        self._conduct.check(home.node)
         facts = peers.get(home)
         if facts is None or not facts.address:
             raise PeerError(f"{home} is not live")
@@ -206,7 +214,7 @@ class Transfers:
         address = self._address(peers, plan.home)
         reader = self._client.read(address, held.job, held.version, held.shard, 0, held.image_bytes)
         try:
-            with _blaming(self._vault, plan.home.node):
+            with self._conduct.blaming(plan.home.node):
                 record = _as_told(await reader.record(), held, address)
             segment = await self._vault.begin_data(
                 held.job, held.shard, held.version, held.image_bytes
@@ -217,13 +225,13 @@ class Transfers:
                 with segment.image(held.image_bytes) as image:
                     at = 0
                     while at < held.image_bytes:
-                        with _blaming(self._vault, plan.home.node):
+                        with self._conduct.blaming(plan.home.node):
                             chunk = await reader.chunk()
                         image[at : at + len(chunk)] = chunk
                         at += len(chunk)
                         point("smp.copy.chunk")
                 holding = await self._sealed_as(segment, record)
-            self._vault.praise(plan.home.node)
+            self._conduct.praise(plan.home.node)
         finally:
             reader.cancel()
         self._vault.copied_bytes += record.image_bytes
@@ -243,7 +251,7 @@ class Transfers:
             holding = await self._sealed_as(segment, record)
         # Only now is it known that all of them told the truth.
         for node in {i.home.node for b in plan.blocks for i in b.inputs if i.home}:
-            self._vault.praise(node)
+            self._conduct.praise(node)
         self._vault.decoded_bytes += plan.image_bytes
         return holding
 
@@ -259,7 +267,7 @@ class Transfers:
         for record in parity.group if isinstance(parity, seg.ParityRecord) else ():
             if (record.shard, record.content_digest, record.image_bytes) == wanted:
                 return record
-        with _blaming(self._vault, plan.record_at.node):
+        with self._conduct.blaming(plan.record_at.node):
             raise Misbehaved(
                 Misdeed.WRONG_RECORD, f"{plan.record_at} has no record of shard {plan.shard}"
             )
@@ -305,7 +313,7 @@ class Transfers:
             for wanted in block.inputs:
                 if wanted.place is not None and wanted.home is not None:
                     what = f"{wanted.home} served parity that is not the code of its group"
-                    self._vault.strike(wanted.home.node, Misdeed.WRONG_STRIPE, what)
+                    self._conduct.strike(wanted.home.node, Misdeed.WRONG_STRIPE, what)
             raise DamagedBytes(f"decoded wrongly: {error.what}") from error
 
     def _input(
@@ -320,7 +328,7 @@ class Transfers:
         assert what is not None, "an input is a shard's block or a parity block"
         address = self._address(peers, wanted.home)
         reader = self._client.read(address, job, version, what, wanted.extent.offset, count)
-        return _Lane(reader, count, self._vault, wanted.home.node)
+        return _Lane(reader, count, self._conduct, wanted.home.node)
 
     async def _sealed_as(self, segment: Segment, record: seg.SealRecord) -> DataHolding:
         """Seal, and let it count only if it is byte for byte what the record names."""
@@ -336,17 +344,6 @@ class Transfers:
         self._vault.enter(segment)
         point("smp.fetch.entered")
         return holding
-
-
-@contextmanager
-def _blaming(vault: Vault | None, node: str) -> Iterator[None]:
-    """Hold it against a node when what it sent is no honest node's."""
-    try:
-        yield
-    except Misbehaved as error:
-        if vault is not None:
-            vault.strike(node, error.misdeed, str(error))
-        raise
 
 
 def _as_told(record: Record, held: DataHolding, who: str) -> seg.SealRecord:

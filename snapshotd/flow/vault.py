@@ -8,52 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from snapshotd.core.protection import parity_homes
 from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
-from snapshotd.core.trust import Misdeed, Trust
-from snapshotd.errors import (
-    DamagedBytes,
-    Misbehaved,
-    NoRoom,
-    PeerError,
-    RequestError,
-    SnapshotdError,
-)
+from snapshotd.errors import DamagedBytes, NoRoom, RequestError
+from snapshotd.flow.holdings import Key, describe, key_of
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
 from snapshotd.memory.states import Kind
-from snapshotd.metadata import (
-    DataHolding,
-    Home,
-    ParityHolding,
-    ParityPlace,
-    SlotCounters,
-    Version,
-)
-from snapshotd.rpc.block_service import Record, What
-from snapshotd.rpc.convert import (
-    MAX_NAME_BYTES,
-    check_job,
-    check_seal,
-    malformed,
-    place_from,
-    version_from,
-)
+from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
+from snapshotd.rpc.block_service import What
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
-from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
-
-Key = tuple[str, Version, What]
 
 
 class Vault:
@@ -68,7 +41,6 @@ class Vault:
         self._sealed: dict[Key, Segment] = {}
         self._doomed: list[Segment] = []
         self._condemned: dict[Segment, str] = {}  # damaged, and still being read: why
-        self._arriving: set[Key] = set()
         self._unentered: set[Segment] = set()  # being filled; neither in the books nor free
         self._sent_bytes = 0
         self._received_bytes = 0
@@ -76,7 +48,6 @@ class Vault:
         self.decoded_bytes = 0
         self._quarantined = 0
         self.repeats = Repeats()
-        self.trust = Trust()
         #: Called when a peer's request changed what is held here.
         self.on_change: Callable[[], None] = lambda: None
         #: Called when a segment could not be had: job, bytes of its largest image.
@@ -104,12 +75,12 @@ class Vault:
             )
         holding = describe(segment)
         self._unentered.discard(segment)
-        if self._key(holding) in self._sealed:
+        if key_of(holding) in self._sealed:
             # The same bytes twice: a daemon died between storing and freeing, or two tasks have
             # brought them here at once.
             segment.free()
             return
-        self._sealed[self._key(holding)] = segment
+        self._sealed[key_of(holding)] = segment
         self._machine.keep(holding)
 
     def _condemn(self, segment: Segment, reason: str) -> None:
@@ -236,7 +207,7 @@ class Vault:
 
     def free(self, holding: DataHolding | ParityHolding) -> None:
         """The bytes are not needed; their memory goes when the last reader is done."""
-        segment = self._sealed.pop(self._key(holding), None)
+        segment = self._sealed.pop(key_of(holding), None)
         if segment is None:
             return
         self._doomed.append(segment)
@@ -255,7 +226,7 @@ class Vault:
 
     def quarantine(self, holding: DataHolding | ParityHolding, reason: str) -> None:
         """The bytes did not verify: they are never served again."""
-        segment = self._sealed.pop(self._key(holding), None)
+        segment = self._sealed.pop(key_of(holding), None)
         if segment is None:
             return
         self._machine.lose(holding)
@@ -298,79 +269,9 @@ class Vault:
             segment.unpin()
             self._let_go(segment)
 
-    # -- storing for others
-
-    async def storing(
-        self, opening: pb.StoreOpening, version: Version, place: ParityPlace
-    ) -> IncomingBlock | None:
-        """A buffer for a parity block that another node computed; None when it is here already."""
-        sender = self._check_wanted(opening, place)
-        self.check_trusted(sender)
-        if len(opening.shard_bytes) != len(place.shards) or (
-            parity_bytes(place, opening.shard_bytes) != opening.image_bytes
-        ):
-            raise malformed(f"{opening.image_bytes} bytes are no parity of {place}")
-        key: Key = (opening.job, version, place)
-        if key in self._arriving:
-            raise RequestError(ErrorCode.BUSY, f"parity {place} is already being stored")
-        self._arriving.add(key)
-        try:
-            segment = await self.begin_parity(opening.job, version, place, opening.shard_bytes)
-        except BaseException:
-            self._arriving.discard(key)
-            raise
-        point("smp.store.opened")
-        return IncomingBlock(self, segment, opening.image_bytes, opening.shard_bytes, key, sender)
-
-    # -- whom to trust
-
-    def check_trusted(self, node: str) -> None:
-        """Raises PeerError while a node is cut off."""
-        left_s = self.trust.cut_off_s(node, time.monotonic())
-        if left_s:
-            raise PeerError(f"{node} sent wrong blocks, and is cut off for {left_s:.0f} s more")
-
-    def strike(self, node: str, misdeed: str, why: str) -> None:
-        """A node sent what no honest node sends."""
-        log.warning("a strike against %s: %s", node, why)
-        self.trust.strike(node, Misdeed(misdeed), time.monotonic())
-        self.on_change()
-
-    def praise(self, node: str) -> None:
-        """A node sent a whole block that was right."""
-        self.trust.good(node, time.monotonic())
-
-    def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> str:
-        """Refuse what this slot is not to keep; returns the node of the sender."""
-        job = self._machine.orders.job(opening.job)
-        if job is None or job.decision is None or job.lineage != opening.epoch:
-            known = job.lineage if job else 0
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER,
-                f"parity of epoch {opening.epoch} came while job {opening.job!r} is at "
-                f"epoch {known} here",
-            )
-        groups = (*job.decision.groups, *self._machine.orders.keepers(job))
-        keeping = [g for g in groups if (place, self._machine.home) in parity_homes(g)]
-        if not keeping:
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER, f"{self._machine.home} is not to keep parity {place}"
-            )
-        sender = Home(opening.sender.node, opening.sender.slot)
-        if sender not in {m.home for g in keeping for m in g.members}:
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER,
-                f"parity {place} came from {str(sender)[:MAX_NAME_BYTES]}, "
-                "which is not of its group",
-            )
-        return sender.node
-
-    def arrived(self, key: Key) -> None:
-        self._arriving.discard(key)
-
     def replace(self, segment: Segment) -> None:
         """Enter a block that was computed anew, in place of an older one. Raises DamagedBytes."""
-        old = self._sealed.get(self._key(describe(segment)))
+        old = self._sealed.get(key_of(describe(segment)))
         if old is not None:
             holding = describe(old)
             self._machine.lose(holding)
@@ -401,130 +302,3 @@ class Vault:
     @property
     def allocated_bytes(self) -> int:
         return self._arena.allocated_bytes
-
-    @staticmethod
-    def _key(holding: DataHolding | ParityHolding) -> Key:
-        what: What = holding.shard if isinstance(holding, DataHolding) else holding.place
-        return (holding.job, holding.version, what)
-
-
-class IncomingBlock:
-    """A parity block on its way into a segment."""
-
-    def __init__(
-        self,
-        vault: Vault,
-        segment: Segment,
-        image_bytes: int,
-        shard_bytes: Sequence[int],
-        key: Key,
-        sender: str,
-    ) -> None:
-        self._shard_bytes = list(shard_bytes)
-        self._sender = sender
-        self._vault = vault
-        self._segment = segment
-        self._image_bytes = image_bytes
-        self._key = key
-        self._finishing = False
-
-    @property
-    def image(self) -> memoryview:
-        return self._segment.image(self._image_bytes)
-
-    async def finish(self, record: seg.ParityRecord) -> None:
-        """Seal what came, if it is what the coder computed; done even if nobody waits for it."""
-        self._finishing = True
-        await asyncio.shield(asyncio.get_running_loop().create_task(self._finish(record)))
-
-    async def _finish(self, record: seg.ParityRecord) -> None:
-        try:
-            job, version, place = self._key
-            record.DiscardUnknownFields()  # they would be kept, and nobody has made room for them
-            self._check_record(record, job, version, place)
-            await asyncio.to_thread(
-                self._segment.seal_parity, list(record.group), self._image_bytes
-            )
-            point("smp.store.sealed")
-            if self._segment.record.grain_digests != record.grain_digests:
-                raise Misbehaved(
-                    Misdeed.WRONG_BYTES, "a parity block was damaged on its way: its digests differ"
-                )
-            self._vault.replace(self._segment)
-            point("smp.store.replaced")
-            self._vault.praise(self._sender)
-        except Misbehaved as error:
-            self._vault.strike(self._sender, error.misdeed, str(error))
-            raise
-        finally:
-            self._vault.arrived(self._key)
-            self._vault.give_back(self._segment)
-
-    def _check_record(
-        self, record: seg.ParityRecord, job: str, version: Version, place: What
-    ) -> None:
-        try:
-            _check_record(record, job, version, place, self._image_bytes)
-        except SnapshotdError as error:
-            raise Misbehaved(Misdeed.WRONG_RECORD, error.what) from error
-        sizes = [r.image_bytes for r in record.group]
-        if sizes != self._shard_bytes:
-            raise Misbehaved(
-                Misdeed.WRONG_RECORD, f"{self._shard_bytes} bytes were announced, {sizes} came"
-            )
-
-    def abandon(self, error: BaseException) -> None:
-        """Nobody will send the rest; the error says whether that is the sender's fault."""
-        if not self._finishing:
-            if isinstance(error, Misbehaved):
-                self._vault.strike(self._sender, error.misdeed, str(error))
-            self._vault.arrived(self._key)
-            self._vault.give_back(self._segment)
-
-
-def _check_record(
-    record: seg.ParityRecord, job: str, version: Version, place: What, image_bytes: int
-) -> None:
-    """A record must describe the very block it came with. Raises DamagedBytes."""
-    assert isinstance(place, ParityPlace)
-    for sealed in record.group:
-        try:
-            check_seal(sealed)
-        except RequestError as error:
-            raise DamagedBytes(error.what) from error
-        if (sealed.job, version_from(sealed.version)) != (job, version):
-            raise DamagedBytes(f"the record of parity {place} describes another snapshot")
-    sizes = [r.image_bytes for r in record.group]
-    if len(sizes) != len(place.shards) or [r.shard for r in record.group] != list(place.shards):
-        raise DamagedBytes(f"the record of parity {place} describes other shards")
-    if parity_bytes(place, sizes) != image_bytes:
-        raise DamagedBytes(f"parity {place} has {image_bytes} bytes, its record says otherwise")
-
-
-def describe(segment: Segment) -> DataHolding | ParityHolding:
-    """The holding a sealed segment is.
-
-    Raises:
-        DamagedBytes: its record contradicts itself. RequestError: it speaks of what cannot be.
-    """
-    record: Record = segment.record
-    check_job(segment.header.job)  # told to all others, who would refuse the rest with it
-    if isinstance(record, seg.SealRecord):
-        return DataHolding(
-            record.job,
-            record.shard,
-            version_from(record.version),
-            record.image_bytes,
-            record.content_digest,
-        )
-    place = place_from(record.place)
-    job, version = segment.header.job, version_from(segment.header.version)
-    _check_record(record, job, version, place, record.image_bytes)
-    return ParityHolding(
-        job,
-        version,
-        place,
-        record.image_bytes,
-        tuple(r.content_digest for r in record.group),
-        tuple(r.image_bytes for r in record.group),
-    )

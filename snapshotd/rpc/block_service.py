@@ -51,7 +51,7 @@ class Sealed(Protocol):
 
 
 class BlockStore(Protocol):
-    """What the block service serves from and stores into."""
+    """What the block service serves from."""
 
     def reading(self, job: str, version: Version, what: What) -> AbstractContextManager[Sealed]:
         """The sealed segment, kept from being freed for the time of the context.
@@ -62,6 +62,14 @@ class BlockStore(Protocol):
             RequestError: it is not here.
         """
 
+    def sent(self, count_bytes: int) -> None: ...
+
+    def received(self, count_bytes: int) -> None: ...
+
+
+class BlockIntake(Protocol):
+    """What the block service stores into."""
+
     async def storing(
         self, opening: pb.StoreOpening, version: Version, place: ParityPlace
     ) -> Incoming | None:
@@ -70,10 +78,6 @@ class BlockStore(Protocol):
         Raises:
             RequestError: this slot must not keep it. NoRoom: it cannot.
         """
-
-    def sent(self, count_bytes: int) -> None: ...
-
-    def received(self, count_bytes: int) -> None: ...
 
 
 class Incoming(Protocol):
@@ -100,8 +104,11 @@ def check_caller(cluster_id: str, mine: str, protocol: int) -> None:
 class BlocksService(node_pb2_grpc.BlocksServicer):
     """Serves blocks of one slot."""
 
-    def __init__(self, store: BlockStore, cluster_id: str, stall_s: float) -> None:
+    def __init__(
+        self, store: BlockStore, intake: BlockIntake, cluster_id: str, stall_s: float
+    ) -> None:
         self._store = store
+        self._intake = intake
         self._cluster_id = cluster_id
         self._stall_s = stall_s
 
@@ -167,7 +174,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             raise malformed("a store stream did not begin with its opening")
         opening = first.opening
         check_caller(opening.cluster_id, self._cluster_id, opening.protocol)
-        incoming = await self._store.storing(
+        incoming = await self._intake.storing(
             opening, version_from(opening.version), place_from(opening.place)
         )
         if incoming is None:
@@ -244,9 +251,11 @@ def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
 class BlocksServer:
     """The gRPC server of one slot, on a port the system chooses."""
 
-    def __init__(self, store: BlockStore, cluster_id: str, stall_s: float) -> None:
+    def __init__(
+        self, store: BlockStore, intake: BlockIntake, cluster_id: str, stall_s: float
+    ) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
-        service = BlocksService(store, cluster_id, stall_s)
+        service = BlocksService(store, intake, cluster_id, stall_s)
         node_pb2_grpc.add_BlocksServicer_to_server(service, self._server)
 
     async def start(self, host: str) -> int:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.conduct import Conduct
+from snapshotd.flow.intake import Intake
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
@@ -114,6 +116,8 @@ class Memory:
         self.machine = SlotMachine(home, 2)
         self.arena = Arena(directory / "slot-0", Budget(directory, BUDGET_BYTES))
         self.vault = Vault(self.arena, self.machine, "test", 2)
+        self.conduct = Conduct()
+        self.intake = Intake(self.vault, self.machine, self.conduct)
 
     async def seal(self, shard: int, image: bytes, version: Version = VERSION) -> None:
         segment = await self.vault.begin_data("job", shard, version, len(image))

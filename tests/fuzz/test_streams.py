@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import pytest
@@ -85,17 +84,17 @@ def test_a_wrong_stream(parts: list[Any], misdeed: Misdeed, what: str) -> None:
     async def act(memory: Memory) -> None:
         await memory.vault.adopt()
         memory.machine.orders = orders()
-        service = BlocksService(memory.vault, "test", 5.0)
+        service = BlocksService(memory.vault, memory.intake, "test", 5.0)
         assert what in await refused(service, parts)
-        (held,) = memory.vault.trust.accusations(0.0)
+        (held,) = memory.conduct._trust.accusations(0.0)
         assert (held.node, held.what, held.count) == ("n1", misdeed.value, 1)
         # Once is no reason to send an honest node away: the right block is taken, and clears it.
         await service.Store(stream([OPENING, CHUNK, RECORD]), fuzz.Call())
         assert [v for _, v, _ in memory.vault.held()] == [VERSION]
-        assert memory.vault.trust.accusations(0.0) == ()
+        assert memory.conduct._trust.accusations(0.0) == ()
         for _ in range(3):
             await refused(service, parts)
-        assert memory.vault.trust.accusations(0.0)[0].cut_off_s == FIRST_PAUSE_S
+        assert memory.conduct._trust.accusations(0.0)[0].cut_off_s == FIRST_PAUSE_S
         assert "is cut off for" in await refused(service, [OPENING, CHUNK, RECORD])
         memory.arena.close()
 
@@ -112,13 +111,13 @@ def test_parity_that_is_not_the_code_of_its_group(monkeypatch: pytest.MonkeyPatc
         await memory.vault.adopt()
         peers = lies._facts()
         client = lies._Client(-1, [])
-        transfers = Transfers(HERE, memory.vault, client, lies.CODEC)
+        transfers = Transfers(HERE, memory.vault, client, lies.CODEC, memory.conduct)
         plan = find_shard(peers, "job", 0, VERSION, HERE)
         assert isinstance(plan, Decode)
         for count in (1, 2, 3):
             with pytest.raises(DamagedBytes, match="decoded wrongly"):
                 await transfers.decode(plan, peers)
-            (held,) = memory.vault.trust.accusations(time.monotonic())
+            (held,) = memory.conduct.accusations()
             assert (held.node, held.what) == ("n1", Misdeed.WRONG_STRIPE.value)
             assert held.count >= count
             if held.cut_off_s:

@@ -11,6 +11,7 @@ import pytest
 
 from snapshotd.core.instructions import Rebuild
 from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.reach import Reach
 from snapshotd.flow.smp import Smp
 from snapshotd.metadata import Home, Orders, SlotFacts, Version
@@ -96,7 +97,9 @@ def test_a_shard_that_is_not_rebuilt_yet_is_told_once_for_each_reason(
 ) -> None:
     caplog.set_level(logging.INFO, "snapshotd.flow.smp")
     here, other = Home("a", 0), Home("a", 1)
-    smp = Smp(SlotMachine(here, 2), cast("Any", SimpleNamespace()), *[cast("Any", None)] * 4)
+    smp = Smp(
+        SlotMachine(here, 2), cast("Any", SimpleNamespace()), *[cast("Any", None)] * 4, Conduct()
+    )
     task = Rebuild("job", 1, Version(1, 5))
     for facts, reason in [
         (SlotFacts(1), "no copy"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.smp import Smp
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
@@ -35,7 +36,7 @@ def test_it_ends_when_told_to_at_the_moment_it_is_woken(
         nobody: Any = None
         link: Any = _Link()
         vault = Vault(arena, machine, "test", 2)
-        smp = Smp(machine, vault, nobody, link, tmp_path / "lock", nobody)
+        smp = Smp(machine, vault, nobody, link, tmp_path / "lock", nobody, Conduct())
         running = asyncio.create_task(smp.run())
         for _ in range(5):
             await asyncio.sleep(0)

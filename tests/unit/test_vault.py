@@ -10,8 +10,10 @@ from pathlib import Path
 from snapshotd.coding.codec import ZfecCodec
 from snapshotd.core.instructions import Encode
 from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.conduct import Conduct
+from snapshotd.flow.holdings import describe
 from snapshotd.flow.transfer import Transfers
-from snapshotd.flow.vault import Vault, describe
+from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.segment import Segment
@@ -127,7 +129,7 @@ def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
         task = Encode("job", 1, VERSION, group, 0, (0, 1), members)
         peers = {home: SlotFacts(0, "peer:1") for home in homes}
         peer = Peer(records, supersede)
-        await Transfers(homes[0], vault, peer, ZfecCodec()).encode(task, peers)
+        await Transfers(homes[0], vault, peer, ZfecCodec(), Conduct()).encode(task, peers)
         assert [s.state for s in reused] == [State.WRITING]
 
     with opened(shm_path) as vault:

@@ -93,7 +93,7 @@ async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
     memory.machine.orders = orders()
     for shard, image in IMAGES.items():
         await memory.seal(shard, image)
-    service = BlocksService(memory.vault, "test", 5.0)
+    service = BlocksService(memory.vault, memory.intake, "test", 5.0)
     for parts in calls:
         context = Call()
         try:
@@ -105,7 +105,7 @@ async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
             continue
     assert memory.arena.allocated_bytes <= BUDGET_BYTES
     # Nothing stays half done: what is not held is free again, and nothing is kept from anybody.
-    assert not memory.vault._arriving
+    assert not memory.intake._arriving
     held = len(memory.vault.held())
     assert sum(not s.is_available for s in memory.arena.segments) == held
     for job, version, what in memory.vault.held():

@@ -66,7 +66,7 @@ async def _converse(memory: Memory, parts: Parts) -> None:
     transfers: Any = _Transfers()
     rooms: Any = _Rooms()
     lock = memory.shm / "trainer.lock"
-    smp = Smp(memory.machine, memory.vault, transfers, link, lock, rooms)
+    smp = Smp(memory.machine, memory.vault, transfers, link, lock, rooms, memory.conduct)
     socket: Any = _Socket()
     smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0")
     serving = asyncio.create_task(smp.run())

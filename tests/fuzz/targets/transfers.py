@@ -148,7 +148,7 @@ async def _work(memory: Memory, how: str, lie: int, replies: list[bytes]) -> Non
     await memory.vault.adopt()
     peers = _facts()
     memory.machine.orders = orders(peers)
-    transfers = Transfers(HERE, memory.vault, _Client(lie, replies), CODEC)
+    transfers = Transfers(HERE, memory.vault, _Client(lie, replies), CODEC, memory.conduct)
     try:
         if how == "encode":
             await memory.seal(0, IMAGES[0])
