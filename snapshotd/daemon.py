@@ -33,7 +33,7 @@ from snapshotd.memory.oom import settle
 from snapshotd.memory.preflight import beyond, measure_limits
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.channels import Channels
-from snapshotd.rpc.convert import MAX_SLOTS
+from snapshotd.rpc.checks import MAX_SLOTS
 from snapshotd.rpc.local import LocalServer
 from snapshotd.rpc.node import NodeServer
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket

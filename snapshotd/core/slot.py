@@ -12,6 +12,7 @@ from typing import Final
 
 from snapshotd.core.claims import out_of_epoch, stalled
 from snapshotd.core.encoding import stripes_to_code
+from snapshotd.core.holdings import Holding, Holdings
 from snapshotd.core.instructions import (
     Answer,
     Deny,
@@ -36,8 +37,6 @@ from snapshotd.metadata import (
     Home,
     JobFacts,
     Orders,
-    ParityHolding,
-    ParityPlace,
     SlotCounters,
     SlotFacts,
     TrainerFacts,
@@ -66,10 +65,7 @@ class SlotMachine:
         self._generations = generations
         self.orders = Orders()
         self.trainer: TrainerFacts | None = None
-        self._data: dict[tuple[str, int, Version], DataHolding] = {}
-        self._parity: dict[tuple[str, Version, ParityPlace], ParityHolding] = {}
-        #: The holdings as they are published; None when they have changed since.
-        self._sorted: tuple[tuple[DataHolding, ...], tuple[ParityHolding, ...]] | None = None
+        self._holdings = Holdings()
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
@@ -83,7 +79,7 @@ class SlotMachine:
     # -- what the slot publishes
 
     def facts(self, address: str, counters: SlotCounters) -> SlotFacts:
-        data, parity = self._sorted_holdings()
+        data, parity = self._holdings.published()
         return SlotFacts(
             slot=self.home.slot,
             address=address,
@@ -93,13 +89,6 @@ class SlotMachine:
             counters=replace(counters, aborted=self.aborted) if self.aborted else counters,
             short=tuple(sorted(self.short)),
         )
-
-    def _sorted_holdings(self) -> tuple[tuple[DataHolding, ...], tuple[ParityHolding, ...]]:
-        if self._sorted is None:
-            data = sorted(self._data.values(), key=lambda d: (d.job, d.shard, d.version))
-            parity = sorted(self._parity.values(), key=lambda p: (p.job, p.version, p.place))
-            self._sorted = tuple(data), tuple(parity)
-        return self._sorted
 
     # -- events: the trainer
 
@@ -188,21 +177,13 @@ class SlotMachine:
 
     # -- events: memory
 
-    def keep(self, holding: DataHolding | ParityHolding) -> None:
+    def keep(self, holding: Holding) -> None:
         """Verified bytes are here: adopted, sealed, staged or stored."""
-        self._sorted = None
-        if isinstance(holding, DataHolding):
-            self._data[holding.job, holding.shard, holding.version] = holding
-        else:
-            self._parity[holding.job, holding.version, holding.place] = holding
+        self._holdings.keep(holding)
 
-    def lose(self, holding: DataHolding | ParityHolding) -> None:
+    def lose(self, holding: Holding) -> None:
         """The bytes did not verify, and are gone."""
-        self._sorted = None
-        if isinstance(holding, DataHolding):
-            self._data.pop((holding.job, holding.shard, holding.version), None)
-        else:
-            self._parity.pop((holding.job, holding.version, holding.place), None)
+        self._holdings.lose(holding)
 
     def no_room(self, job: str, image_bytes: int) -> None:
         """Something that this slot is to keep did not fit: do with less until `room`.
@@ -268,17 +249,14 @@ class SlotMachine:
     def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
         """Who keeps the newest sealed version of this slot's shard from being committed."""
         trainer = self.trainer
-        newest = self._newest(job.job)
-        if job.decision is None or trainer is None or newest is None:
+        sealed = self._holdings.versions(job.job)
+        if job.decision is None or trainer is None or not sealed:
             return []
         missing: list[tuple[Home, str]] = []
         slots = self._slots()
         for group in demanded(job):
-            missing += lacking(group, job.job, newest, slots)
+            missing += lacking(group, job.job, sealed[-1], slots)
         return missing
-
-    def _newest(self, job: str) -> Version | None:
-        return max((d.version for d in self._data.values() if d.job == job), default=None)
 
     def _follow_decision(self) -> list[Instruction]:
         trainer = self.trainer
@@ -314,21 +292,16 @@ class SlotMachine:
             retention = Retention(
                 job, keepers, self.home, slots, self._spared(job), pressed=job.job in self.short
             )
-            for held in self._held():
-                if held.job != job.job:
-                    continue
+            for held in self._holdings.of(job.job):
                 lost = self._hopeless.given_up(job, held.version)
                 reason = HOPELESS if lost else retention.may_free(held)
                 if reason:
                     found.append(self._free(held, job, reason))
         return found
 
-    def _held(self) -> list[DataHolding | ParityHolding]:
-        return [*self._data.values(), *self._parity.values()]
-
     def _spared(self, job: JobFacts) -> list[Version]:
         """Superseded versions that may stay: those for which no buffer is wanted yet."""
-        held = {h.version for h in self._held() if h.job == job.job}
+        held = {h.version for h in self._holdings.of(job.job)}
         old = sorted(v for v in held if superseded(job, v))
         needed = len(held) - len(old) + self._wants_buffer(job)
         room = 0 if job.job in self.short else self._generations - needed
@@ -346,13 +319,13 @@ class SlotMachine:
         """Generations that this slot may hold: while memory is short, no more than it must."""
         return MIN_GENERATIONS if job in self.short else self._generations
 
-    def _free(self, holding: DataHolding | ParityHolding, job: JobFacts, reason: str) -> Free:
+    def _free(self, holding: Holding, job: JobFacts, reason: str) -> Free:
         newer = job.committed is None or holding.version > job.committed
         if newer and isinstance(holding, DataHolding):
             self.aborted += 1
         self.lose(holding)
         self._coding.forget(holding.job, holding.version)
-        if not any((h.job, h.version) == (holding.job, holding.version) for h in self._held()):
+        if not any(h.version == holding.version for h in self._holdings.of(job.job)):
             self._hopeless.forget(holding.job, holding.version)
         return Free(holding, reason)
 
@@ -365,7 +338,7 @@ class SlotMachine:
         if (
             not reason
             and self._filling is None
-            and len(self._mine(trainer)) < self._buffers(trainer.job)
+            and self._holdings.generations(trainer.job, trainer.shard) < self._buffers(trainer.job)
         ):
             assert job is not None, "out_of_epoch said so"
             self._claim = None
@@ -378,9 +351,6 @@ class SlotMachine:
             return []
         self.passed(claim.step)
         return [Deny(claim.step, reason)]
-
-    def _mine(self, trainer: TrainerFacts) -> list[DataHolding]:
-        return [d for d in self._data.values() if (d.job, d.shard) == (trainer.job, trainer.shard)]
 
     def _waits_for(self, job: JobFacts | None) -> str:
         missing = self.why_not_protected(job) if job else []
@@ -397,12 +367,12 @@ class SlotMachine:
     def _rebuilds(self) -> list[Rebuild]:
         slots = self._slots()
         lost = [t for job in self.orders.jobs for t in lost_after_coding(job, self.home, slots)]
-        return [*shards_to_rebuild(self.orders, self.home, self._data), *lost]
+        return [*shards_to_rebuild(self.orders, self.home, self._holdings.shards()), *lost]
 
     def _encodes(self) -> list[Encode]:
         slots, tasks = self._slots(), []
         for job in self.orders.jobs:
-            versions = sorted({d.version for d in self._data.values() if d.job == job.job})
+            versions = self._holdings.versions(job.job)
             if versions:
                 keepers = self.orders.keepers(job)
                 tasks += stripes_to_code(job, keepers, self.home, versions, slots)

@@ -13,16 +13,8 @@ from typing import TYPE_CHECKING
 from snapshotd.core.instructions import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import SlotCounters, TrainerFacts
-from snapshotd.rpc.convert import (
-    check_job,
-    check_name,
-    check_rank,
-    check_step,
-    decision_id_from,
-    decision_to,
-    ranges_from,
-    version_to,
-)
+from snapshotd.rpc.checks import check_job, check_name, check_rank, check_step
+from snapshotd.rpc.convert import decision_id_from, decision_to, ranges_from, version_to
 from snapshotd.rpc.trainers import TrainerSocket, refused
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode

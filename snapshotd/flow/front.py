@@ -9,7 +9,7 @@ from pathlib import Path
 from snapshotd.errors import RequestError
 from snapshotd.flow.children import Children
 from snapshotd.flow.supervisor import Supervisor
-from snapshotd.rpc.convert import check_slot
+from snapshotd.rpc.checks import check_slot
 from snapshotd.rpc.trainers import TrainerSocket, refused
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode

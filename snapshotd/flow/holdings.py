@@ -7,7 +7,8 @@ from snapshotd.errors import DamagedBytes, RequestError
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, Version
 from snapshotd.rpc.block_service import Record, What
-from snapshotd.rpc.convert import check_job, check_seal, place_from, version_from
+from snapshotd.rpc.checks import check_job, check_seal
+from snapshotd.rpc.convert import place_from, version_from
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 #: Job, version, and shard or place: what names the bytes of a segment.

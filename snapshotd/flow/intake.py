@@ -15,7 +15,7 @@ from snapshotd.flow.holdings import check_parity_record
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import Home, ParityPlace, Version
-from snapshotd.rpc.convert import MAX_NAME_BYTES, malformed
+from snapshotd.rpc.checks import MAX_NAME_BYTES, malformed
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2 as pb

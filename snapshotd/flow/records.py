@@ -22,7 +22,8 @@ from google.protobuf.message import DecodeError
 from snapshotd.core.commit import merge
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import DecisionId, JobFacts
-from snapshotd.rpc.convert import job_from, job_to, malformed
+from snapshotd.rpc.checks import malformed
+from snapshotd.rpc.convert import job_from, job_to
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb

@@ -14,7 +14,8 @@ from snapshotd.errors import ConfigError, DamagedBytes, NoRoom, SnapshotdError
 from snapshotd.memory.allocation import PAGE_BYTES, UNFINISHED_SUFFIX, explain, pages
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import DirectoryLock
-from snapshotd.memory.segment import Segment, create_file, file_bytes
+from snapshotd.memory.segment import Segment
+from snapshotd.memory.segment_file import create_file, file_bytes
 from snapshotd.memory.states import Kind, State
 from snapshotd.wire.points import point
 

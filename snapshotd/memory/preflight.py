@@ -16,7 +16,8 @@ from snapshotd.memory.arena import capacity_bytes
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.cgroup import cgroup_left_bytes, cgroup_limit_bytes
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
-from snapshotd.memory.segment import DESCRIPTORS_PER_SEGMENT, file_bytes
+from snapshotd.memory.segment import DESCRIPTORS_PER_SEGMENT
+from snapshotd.memory.segment_file import file_bytes
 from snapshotd.wire.protocol import grain_bytes
 
 #: Left to sockets, logs and the interpreter.

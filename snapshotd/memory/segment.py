@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Final
 import xxhash
 
 from snapshotd.errors import DamagedBytes
-from snapshotd.memory.allocation import allocate, explain, touch
+from snapshotd.memory.allocation import explain, touch
 from snapshotd.memory.records import (
     check_image,
     parity_record,
@@ -26,6 +25,14 @@ from snapshotd.memory.records import (
     place_message,
     seal_record,
     version_message,
+)
+from snapshotd.memory.segment_file import (
+    blank,
+    check_header,
+    create_file,
+    file_bytes,
+    fill_holes,
+    open_regular,
 )
 from snapshotd.memory.states import Kind, State, check_change
 from snapshotd.metadata import ParityPlace, Version
@@ -39,11 +46,6 @@ IMAGE_OFFSET: Final = HEADER_BYTES
 
 #: A segment keeps its file open to replace the header, and its mapping keeps a duplicate.
 DESCRIPTORS_PER_SEGMENT: Final = 2
-
-
-def file_bytes(image_capacity: int, record_capacity: int) -> int:
-    """Length of the file of a segment."""
-    return HEADER_BYTES + image_capacity + record_capacity
 
 
 class Segment:
@@ -91,13 +93,13 @@ class Segment:
             FileNotFoundError: it is not there.
         """
         with ExitStack() as undo:
-            descriptor = _open_regular(path)
+            descriptor = open_regular(path)
             undo.callback(os.close, descriptor)
             size = os.fstat(descriptor).st_size
             try:
                 header = decode_header(os.pread(descriptor, HEADER_BYTES, 0))
-                _check_header(header, size)
-                _fill_holes(descriptor, size)
+                check_header(header, size)
+                fill_holes(descriptor, size)
                 mapping = mmap.mmap(descriptor, size)
             except SegmentFormatError as error:
                 raise DamagedBytes(f"{path}: {error}") from error
@@ -277,7 +279,7 @@ class Segment:
         """
         if self.pinned:
             raise ValueError(f"segment {self.name} is pinned {self._pins} times; not freed")
-        self._replace_header(State.FREE, _blank(self._header))
+        self._replace_header(State.FREE, blank(self._header))
 
     def claim(self) -> None:
         """Promise the FREE segment to one caller, until it is begun."""
@@ -320,7 +322,7 @@ class Segment:
         self, cluster_id: str, job: str, version: Version, particulars: SegmentHeader
     ) -> None:
         try:
-            header = _blank(self._header)
+            header = blank(self._header)
             header.MergeFrom(particulars)
             header.cluster_id = cluster_id
             header.job = job
@@ -384,76 +386,3 @@ class Segment:
     def _check_kind(self, wanted: Kind) -> None:
         if self.kind is not wanted:
             raise ValueError(f"segment {self.name} is for {self.kind.label}, not {wanted.label}")
-
-
-def create_file(path: Path, kind: Kind, image_capacity: int, record_capacity: int) -> None:
-    """Allocate the file of a FREE segment, and do not map it; errors as `Segment.create`."""
-    header = SegmentHeader(
-        kind=kind.value,
-        state=State.FREE.value,
-        image_capacity=image_capacity,
-        record_capacity=record_capacity,
-    )
-    allocate(path, encode_header(header), file_bytes(image_capacity, record_capacity))
-
-
-def _blank(header: SegmentHeader) -> SegmentHeader:
-    """The header of the same file that holds nothing."""
-    return SegmentHeader(
-        kind=header.kind,
-        state=State.FREE.value,
-        image_capacity=header.image_capacity,
-        record_capacity=header.record_capacity,
-    )
-
-
-def _open_regular(path: Path) -> int:
-    """A descriptor of a plain file; a link or a pipe that was put there is not followed."""
-    _check_plain(path, path.lstat())
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        raise explain(error, path) from error
-    try:
-        _check_plain(path, os.fstat(descriptor))  # of what was opened, whatever was there before
-    except DamagedBytes:
-        os.close(descriptor)
-        raise
-    return descriptor
-
-
-def _check_plain(path: Path, status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise DamagedBytes(f"{path}: not a segment file: it is no plain file")
-    if status.st_nlink > 1:
-        raise DamagedBytes(f"{path}: not a segment file: it has another name elsewhere")
-
-
-def _check_header(header: SegmentHeader, size: int) -> None:
-    """Refuse a header that is intact and yet cannot be this file's.
-
-    Raises:
-        SegmentFormatError: says which numbers disagree.
-    """
-    if header.kind not in {kind.value for kind in Kind}:
-        raise SegmentFormatError(f"unknown kind {header.kind}")
-    if header.state not in {state.value for state in State}:
-        raise SegmentFormatError(f"unknown state {header.state}")
-    expected = file_bytes(header.image_capacity, header.record_capacity)
-    if size != expected:
-        raise SegmentFormatError(f"file is {size} bytes, its header says {expected}")
-    if header.image_bytes > header.image_capacity or header.record_bytes > header.record_capacity:
-        raise SegmentFormatError(
-            f"image of {header.image_bytes} bytes in {header.image_capacity}, record of "
-            f"{header.record_bytes} bytes in {header.record_capacity}"
-        )
-    if header.state == State.FREE.value:
-        return
-    if header.HasField("place") != (header.kind == Kind.PARITY.value):
-        raise SegmentFormatError("a parity block's place in a data segment, or none in a parity's")
-
-
-def _fill_holes(descriptor: int, size: int) -> None:
-    """A file that was copied may have pages missing, which would be a SIGBUS later."""
-    if os.fstat(descriptor).st_blocks * 512 < size:
-        os.posix_fallocate(descriptor, 0, size)

@@ -19,7 +19,8 @@ from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, RequestError
 from snapshotd.metadata import Home, ParityPlace, Version
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.channels import Channels, peer_errors
-from snapshotd.rpc.convert import check_seal, home_to, place_from, place_to, version_to
+from snapshotd.rpc.checks import check_seal
+from snapshotd.rpc.convert import home_to, place_from, place_to, version_to
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc

@@ -27,7 +27,8 @@ from snapshotd.errors import (
 )
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.channels import OPTIONS
-from snapshotd.rpc.convert import malformed, place_from, version_from
+from snapshotd.rpc.checks import malformed
+from snapshotd.rpc.convert import place_from, version_from
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb

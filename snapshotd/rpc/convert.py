@@ -7,17 +7,8 @@ digests have their length, and no count is beyond what any cluster has.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import lru_cache
-from typing import Final
-from urllib.parse import quote
 
-from pydantic_core import PydanticCustomError
-
-from snapshotd.coding.digest import content_digest
-from snapshotd.config.address import check_address
-from snapshotd.core.placement import MAX_GROUP
 from snapshotd.core.trust import LAST_PAUSE_S, MAX_ACCUSED
-from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     Accusation,
     Cadence,
@@ -40,130 +31,29 @@ from snapshotd.metadata import (
     TrainerFacts,
     Version,
 )
+from snapshotd.rpc.checks import (
+    MAX_HOLDINGS,
+    MAX_MEMBERS,
+    MAX_NODES,
+    MAX_SLOTS,
+    MAX_WORLD,
+    check_digest,
+    check_job,
+    check_name,
+    check_peer_address,
+    check_rank,
+    check_slot,
+    check_step,
+    checked_count,
+    checked_epoch,
+    checked_size,
+    malformed,
+)
 from snapshotd.wire.protocol import (
-    DIGEST_BYTES,
-    MAX_EPOCH,
-    MAX_IMAGE_BYTES,
     MAX_JOBS,
-    MAX_STEP,
-    ErrorCode,
-    grain_bytes,
 )
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
-
-#: More local ranks than any node has GPUs; so that a wild LOCAL_RANK starts nothing.
-MAX_SLOTS: Final = 64
-#: Ranks of one job: 10,000 nodes of 8, and room to grow.
-MAX_WORLD: Final = 1 << 17
-#: Nodes that one node may speak of.
-MAX_NODES: Final = 1 << 14
-#: Members of a group, as placement forms them.
-MAX_MEMBERS: Final = MAX_GROUP
-#: Generations and parity blocks that one slot may speak of: some dozens are usual.
-MAX_HOLDINGS: Final = 1 << 10
-#: Node ids, addresses, run ids and the like.
-MAX_NAME_BYTES: Final = 255
-#: A job's name is the name of a file, %-encoded.
-MAX_JOB_BYTES: Final = 200
-
-
-def check_job(job: str) -> None:
-    """Refuse a job name that cannot be the name of its record. Raises RequestError."""
-    length = len(quote(job, safe=""))
-    if not 1 <= length <= MAX_JOB_BYTES:
-        raise RequestError(
-            ErrorCode.MALFORMED,
-            f"the job's name {job[:40]!r} takes {length} bytes, %-encoded",
-            f"Give it a name of 1 to {MAX_JOB_BYTES} bytes",
-        )
-
-
-def check_rank(shard: int, world: int) -> None:
-    """Refuse a rank that no job has. Raises RequestError."""
-    if not shard < world <= MAX_WORLD:
-        raise RequestError(
-            ErrorCode.MALFORMED,
-            f"rank {shard} of a world of {world}; a world has 1 to {MAX_WORLD} ranks, from 0",
-            "Set RANK and WORLD_SIZE (torchrun does), or pass rank and world_size",
-        )
-
-
-def check_slot(slot: int) -> None:
-    """Refuse a local rank that no node has. Raises RequestError."""
-    if slot >= MAX_SLOTS:
-        raise RequestError(
-            ErrorCode.MALFORMED,
-            f"local rank {slot} is beyond the {MAX_SLOTS} slots of a node",
-            f"Set LOCAL_RANK to 0 .. {MAX_SLOTS - 1}",
-        )
-
-
-def check_step(step: int) -> None:
-    """Refuse a step that no training reaches. Raises RequestError."""
-    if step > MAX_STEP:
-        raise RequestError(
-            ErrorCode.MALFORMED,
-            f"step {step} is beyond {MAX_STEP}",
-            "Count steps from 0, in growing order",
-        )
-
-
-def _epoch(epoch: int) -> int:
-    if epoch > MAX_EPOCH:
-        raise malformed(f"epoch {epoch} is beyond {MAX_EPOCH}")
-    return epoch
-
-
-def _size(image_bytes: int) -> int:
-    if image_bytes > MAX_IMAGE_BYTES:
-        raise malformed(f"an image of {image_bytes} bytes, at most {MAX_IMAGE_BYTES} expected")
-    return image_bytes
-
-
-def _counted(step: int) -> int:
-    """A step that a node counted on from one it was told."""
-    if step > 2 * MAX_STEP:
-        raise malformed(f"step {step} is beyond {2 * MAX_STEP}")
-    return step
-
-
-def check_name(what: str, name: str) -> None:
-    """Refuse an empty or an endless name. Raises RequestError."""
-    if not 1 <= len(name) <= MAX_NAME_BYTES:
-        raise malformed(f"{what} of {len(name)} characters, 1 to {MAX_NAME_BYTES} expected")
-
-
-@lru_cache(maxsize=MAX_NODES)
-def _check_address(address: str) -> None:
-    """Refuse what is no host:port: gRPC would dial sockets of other kinds, too."""
-    check_name("an address", address)
-    try:
-        check_address(address)
-    except PydanticCustomError as error:
-        raise malformed(f"the address {address[:80]!r} cannot be dialled: {error}") from error
-
-
-def malformed(what: str) -> RequestError:
-    """The error for a message whose parts contradict each other."""
-    return RequestError(
-        ErrorCode.MALFORMED, what, "Use the client or daemon of the same version on both sides"
-    )
-
-
-def check_seal(record: seg.SealRecord) -> None:
-    """Refuse a seal record that contradicts itself. Raises RequestError."""
-    grains = -(-record.image_bytes // grain_bytes(record.image_bytes))
-    if (
-        len(record.grain_digests) != grains * DIGEST_BYTES
-        or record.content_digest != content_digest(record.grain_digests)
-        or record.manifest_bytes > record.image_bytes
-    ):
-        raise malformed(
-            f"the record of shard {record.shard} of job {record.job[:40]!r} contradicts itself: "
-            f"{record.image_bytes} bytes, a manifest of {record.manifest_bytes}, "
-            f"{len(record.grain_digests)} bytes of digests"
-        )
 
 
 def ranges_from(
@@ -183,7 +73,7 @@ def version_to(v: Version) -> seg.Version:
 
 def version_from(m: seg.Version) -> Version:
     check_step(m.step)
-    return Version(_epoch(m.epoch), m.step)
+    return Version(checked_epoch(m.epoch), m.step)
 
 
 def place_to(p: ParityPlace) -> seg.ParityPlace:
@@ -230,7 +120,7 @@ def decision_id_to(i: DecisionId) -> pb.DecisionId:
 
 
 def decision_id_from(m: pb.DecisionId) -> DecisionId:
-    return DecisionId(_epoch(m.epoch), m.node)
+    return DecisionId(checked_epoch(m.epoch), m.node)
 
 
 def decision_to(d: Decision) -> pb.Decision:
@@ -295,14 +185,9 @@ def data_to(d: DataHolding) -> pb.DataHolding:
 
 def _data_from(m: pb.DataHolding) -> DataHolding:
     check_job(m.job)
-    _check_digest(m.content_digest)
-    size = _size(m.image_bytes)
+    check_digest(m.content_digest)
+    size = checked_size(m.image_bytes)
     return DataHolding(m.job, m.shard, version_from(m.version), size, m.content_digest)
-
-
-def _check_digest(digest: bytes) -> None:
-    if len(digest) != DIGEST_BYTES:
-        raise malformed(f"a digest of {len(digest)} bytes where {DIGEST_BYTES} were expected")
 
 
 def parity_to(p: ParityHolding) -> pb.ParityHolding:
@@ -322,14 +207,14 @@ def _parity_from(m: pb.ParityHolding) -> ParityHolding:
     if not len(m.content_digests) == len(m.shard_bytes) == len(place.shards):
         raise malformed("a parity block does not describe each shard of its group")
     for digest in m.content_digests:
-        _check_digest(digest)
+        check_digest(digest)
     return ParityHolding(
         m.job,
         version_from(m.version),
         place,
-        _size(m.image_bytes),
+        checked_size(m.image_bytes),
         tuple(m.content_digests),
-        tuple(_size(count) for count in m.shard_bytes),
+        tuple(checked_size(count) for count in m.shard_bytes),
     )
 
 
@@ -369,7 +254,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
         decision=decision_id_from(m.decision) if m.HasField("decision") else None,
         staged=m.staged,
         failure=m.failure,
-        passed_step=_counted(m.passed_step),
+        passed_step=checked_count(m.passed_step),
         skipped=m.skipped,
         present=m.present,
     )
@@ -410,7 +295,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
     if len(m.accused) > MAX_ACCUSED:
         raise malformed(f"a slot that accuses {len(m.accused)} nodes")
     if m.address:
-        _check_address(m.address)
+        check_peer_address(m.address)
     return SlotFacts(
         slot=m.slot,
         address=m.address,
@@ -446,10 +331,10 @@ def job_from(m: pb.JobFacts) -> JobFacts:
     return JobFacts(
         job=m.job,
         world=m.world,
-        epoch=_epoch(m.epoch),
-        lineage=_epoch(m.lineage),
+        epoch=checked_epoch(m.epoch),
+        lineage=checked_epoch(m.lineage),
         committed=version_from(m.committed) if m.HasField("committed") else None,
-        committed_in=_epoch(m.committed_in),
+        committed_in=checked_epoch(m.committed_in),
         decision=decision_from(m.decision) if m.HasField("decision") else None,
         cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
         economy=Economy(m.economy.serial, m.economy.rows_less),
@@ -480,7 +365,7 @@ def node_from(m: pb.NodeFacts) -> NodeFacts:
     for name in (m.node, m.boot, *(p.node for p in m.members)):
         check_name("a node id or boot", name)
     for address in (m.address, *(p.address for p in m.members)):
-        _check_address(address)
+        check_peer_address(address)
     return NodeFacts(
         cluster_id=m.cluster_id,
         node=m.node,

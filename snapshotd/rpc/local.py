@@ -18,7 +18,8 @@ from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.metadata import Orders, SlotFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, peer_errors
-from snapshotd.rpc.convert import malformed, orders_from, slot_from, slot_to
+from snapshotd.rpc.checks import malformed
+from snapshotd.rpc.convert import orders_from, slot_from, slot_to
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.errors import DamagedBytes
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
-from snapshotd.memory.segment import IMAGE_OFFSET, Segment, file_bytes
+from snapshotd.memory.segment import IMAGE_OFFSET, Segment
+from snapshotd.memory.segment_file import file_bytes
 from snapshotd.memory.states import Kind, State, check_change
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.wire.protocol import HEADER_BYTES, SEGMENT_FORMAT

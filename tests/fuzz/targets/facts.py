@@ -18,6 +18,7 @@ from snapshotd.errors import CallerError, RequestError
 from snapshotd.flow.status import Clock, node_status, plan_reply
 from snapshotd.metadata import Home, SlotCounters
 from snapshotd.rpc import convert
+from snapshotd.rpc.checks import check_step
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import trainer_pb2 as tp
 from tests.fuzz import likely
@@ -140,11 +141,11 @@ def _hear(mind: SlotMachine, said: tp.ToDaemon, now_s: float) -> None:
         case "restore":
             mind.ask_restore(allow_fresh=said.restore.allow_fresh)
         case "claim":
-            convert.check_step(said.claim.step)
+            check_step(said.claim.step)
             mind.claim(said.claim.step, said.claim.image_bytes, now_s)
         case "pass":
             step = getattr(said, "pass").step
-            convert.check_step(step)
+            check_step(step)
             mind.passed(step)
         case "detach":
             mind.detach()
