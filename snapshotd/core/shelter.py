@@ -60,12 +60,17 @@ def _moved(member: Member, stand_ins: Mapping[str, str]) -> Member:
 def _stand_ins(
     decision: Decision, version: Version, lost: list[str], slots: Slots, absence: Absence
 ) -> dict[str, str]:
-    """Lost node -> the idle one that takes its place; one that has begun to do so stays."""
+    """Lost node -> the idle one that takes its place; one that has begun to do so stays.
+
+    One without room for it is passed over.
+    """
     busy = {h.node for h, f in slots.items() if f.trainer is not None} | nodes_of(decision.groups)
-    idle = sorted(set(absence.live) - busy)
+    short = {h.node for h, f in slots.items() if decision.job in f.short}
+    idle = sorted(set(absence.live) - busy - short)
     found: dict[str, str] = {}
     for node in lost:
-        began = [n for n in _holders(decision, version, node, slots) if n not in found.values()]
+        holders = _holders(decision, version, node, slots)
+        began = [n for n in holders if n not in short and n not in found.values()]
         free = [n for n in idle if n not in found.values()]
         chosen = next(iter((*began, *free)), None)
         if chosen is not None:

@@ -188,11 +188,19 @@ class SlotMachine:
     def no_room(self, job: str, image_bytes: int) -> None:
         """Something that this slot is to keep did not fit: do with less until `room`.
 
-        What a stand-in lacks room for is no reason to take protection from the job's own slots.
+        A stand-in is passed over meanwhile. What the job's own slots keep in place of a lost one
+        is no reason to take protection from all.
         """
         facts = self.orders.job(job)
-        if facts is None or self.orders.keepers(facts) == demanded(facts):
+        if facts is None or self.stands_in(job) or self.orders.keepers(facts) == demanded(facts):
             self.short[job] = max(image_bytes, self.short.get(job, 0))
+
+    def stands_in(self, job: str) -> bool:
+        """Whether the job's groups are others: this slot keeps of it what a lost one kept."""
+        facts = self.orders.job(job)
+        if facts is None or facts.decision is None:
+            return False
+        return self.home not in {m.home for g in facts.decision.groups for m in g.members}
 
     def room(self, job: str) -> None:
         """There is room again for all generations and all parity."""

@@ -205,7 +205,8 @@ class Smp:
     def _note_shortage(self, job: str, image_bytes: int) -> None:
         """Something did not fit. What never could is no shortage, and to be refused alone."""
         with contextlib.suppress(NoRoom):
-            self._rooms.check_ever(image_bytes)
+            if not self.machine.stands_in(job):
+                self._rooms.check_ever(image_bytes)
             self.machine.no_room(job, image_bytes)
         self.wake()
 
@@ -222,6 +223,9 @@ class Smp:
         while self.machine.short:
             await asyncio.sleep(ROOM_CHECK_S)
             for job, image_bytes in list(self.machine.short.items()):
+                if self.machine.orders.job(job) is None:
+                    self.machine.room(job)
+                    continue
                 with contextlib.suppress(NoRoom):
                     self._rooms.check_all(image_bytes)
                     self.machine.room(job)

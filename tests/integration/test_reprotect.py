@@ -64,6 +64,22 @@ def test_a_stand_in_takes_the_place_of_a_lost_node(cluster: Callable[..., Cluste
     resumes([nodes[0], made.nodes["late0"], made.nodes["late1"]], step).close()
 
 
+def test_a_stand_in_without_room_is_passed_over(cluster: Callable[..., Cluster]) -> None:
+    made = cluster(replace_s=8.0)
+    nodes = made.start(3)
+    small = made.node("a-small-spare", memory_budget="16KiB")
+    small.start()
+    made.met()
+    step = trained(nodes)
+    nodes[1].lose()
+    eventually("two nodes keep three shards", lambda: kept_by([nodes[0], nodes[2]]), 60.0)
+    assert "a-small-spare" in nodes[0].tail() + small.tail()
+    nodes[1].run_dir.mkdir()
+    nodes[1].start()
+    made.met()
+    resumes(nodes, step).close()
+
+
 def test_an_empty_replacement_of_the_same_name_is_filled(cluster: Callable[..., Cluster]) -> None:
     made = cluster()
     nodes = made.start(3)

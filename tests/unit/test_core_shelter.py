@@ -102,6 +102,18 @@ def test_an_idle_node_takes_the_place_of_a_lost_one() -> None:
     assert (group.shards, group.parity) == ((0, 1, 2), 1)
 
 
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_stand_in_without_room_is_passed_over(begun: bool) -> None:
+    decision = decided(3, 1)
+    slots = without(protected(*decision.groups), "b0")
+    held = (data(1),) if begun else ()
+    slots[Home("y0", 0)] = SlotFacts(0, "up", data=held, short=(JOB,))
+    (group,) = keepers(job_of(decision), slots, away(decision, "b0", spares="z0 y0"))
+    assert nodes(group) == ["a0", "z0", "c0"]
+    first, *_ = keepers(job_of(decision), slots, away(decision, "b0", "b0", spares="y0"))
+    assert nodes(first) == ["a0", "c0"], "nobody else comes: the group is shrunk"
+
+
 def test_a_stand_in_that_has_begun_keeps_its_place() -> None:
     decision = decided(3, 1)
     slots = without(protected(*decision.groups), "b0")
