@@ -302,7 +302,6 @@ def _board(config: Config, records: Records) -> Board:
         parity=config.protection.parity,
         patience_s=config.timeouts.restore_s / 2,
         max_interval=config.protection.max_interval,
-        dead_s=config.timeouts.dead_s,
         replace_s=config.timeouts.replace_s,
         epoch_floor=int(time.time()),
     )

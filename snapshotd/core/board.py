@@ -48,7 +48,6 @@ class Policy:
     parity: int
     patience_s: float
     max_interval: int
-    dead_s: float
     replace_s: float
     epoch_floor: int = 0
     give_up_s: float = economy.GIVE_UP_S
@@ -203,12 +202,12 @@ class Board:
     ) -> None:
         """Where the restore point is to be kept, while nodes that kept it are lost."""
         decided = job.decision.groups if job.decision else ()
-        here = {self.membership.node, *live}
-        away = {n: self.membership.silence_s(n, now_s) for n in nodes_of(decided) if n not in here}
+        dead = self.membership.dead(nodes_of(decided), now_s)
+        patience_s = self._policy.replace_s
         absence = Absence(
-            live=here,
-            dead={n for n, silent_s in away.items() if silent_s >= self._policy.dead_s},
-            overdue={n for n, silent_s in away.items() if silent_s >= self._policy.replace_s},
+            live={self.membership.node, *live},
+            dead=dead,
+            overdue={n for n in dead if self.membership.silence_s(n, now_s) >= patience_s},
         )
         self._shelters.pop(job.job, None)
         groups = keepers(job, slots, absence)

@@ -20,6 +20,12 @@ GIVE_UP_S: Final = 3.0
 TAKE_UP_S: Final = 10.0
 
 
+def given_up(economy: Economy) -> str:
+    """What protection lacks, in words; empty where it lacks nothing."""
+    rows = economy.rows_less
+    return f"{rows} parity block(s) a stripe are not kept to save memory" if rows else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Spell:
     """Since when memory has been short, or has sufficed."""

@@ -134,6 +134,15 @@ class Membership:
             self._live = (now_s, live)
         return self._live[1]
 
+    def dead(self, nodes: Iterable[str], now_s: float) -> frozenset[str]:
+        """Those of `nodes` that count as lost."""
+        live = self.live(now_s)
+        return frozenset(
+            node
+            for node in nodes
+            if node not in live and self.silence_s(node, now_s) >= self._dead_s
+        )
+
     def silence_s(self, node: str, now_s: float) -> float:
         """How long nothing was heard of a node, at most as long as this one listens."""
         if node == self.node:

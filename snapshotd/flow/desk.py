@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from snapshotd.core.economy import given_up
 from snapshotd.core.instructions import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import SlotCounters, TrainerFacts
@@ -221,10 +222,9 @@ class TrainerDesk:
             waits = self._machine.orders.waits.get(trainer.job, "") if trainer else ""
             progress.why_not = waits or "the node does not know the job yet"
             return progress
-        less = job.economy.rows_less
-        saving = f"memory is short: {less} parity block(s) a stripe less are kept" if less else ""
+        saving = given_up(job.economy)
         progress.why_not = self._machine.orders.waits.get(trainer.job, saving)
-        progress.is_protected = 0 < job.lineage == job.committed_in and not less
+        progress.is_protected = 0 < job.lineage == job.committed_in and not saving
         progress.cadence.CopyFrom(
             node_pb2.Cadence(interval=job.cadence.interval, from_step=job.cadence.from_step)
         )

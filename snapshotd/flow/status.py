@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from snapshotd import __version__
 from snapshotd.core.board import Board
+from snapshotd.core.economy import given_up
 from snapshotd.core.margin import further_losses
 from snapshotd.core.protection import Slots, data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
@@ -245,11 +246,8 @@ def _savings(job: JobFacts, slots: Slots) -> list[str]:
     """What is given up because memory is short, and where it is."""
     short = ", ".join(str(home) for home, facts in sorted(slots.items()) if job.job in facts.short)
     found = [f"memory is short on {short}: no spare generations"] if short else []
-    if job.economy.rows_less:
-        found.append(
-            f"{job.economy.rows_less} parity block(s) a stripe are not kept to save memory"
-        )
-    return found
+    saving = given_up(job.economy)
+    return [*found, saving] if saving else found
 
 
 def _lost_homes(group: Group, kept: list[Group]) -> list[str]:

@@ -64,7 +64,6 @@ class Node:
             setup.parity,
             patience_s=PATIENCE_S,
             max_interval=4,
-            dead_s=DEAD_S,
             replace_s=REPLACE_S,
             epoch_floor=1 + int(now_s * EPOCHS_PER_S),
             give_up_s=GIVE_UP_S,

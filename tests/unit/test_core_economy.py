@@ -79,12 +79,17 @@ def test_a_short_slot_says_so_and_keeps_no_spares() -> None:
     assert mind.facts("a", SlotFacts(0).counters).short == ()
 
 
-def test_a_stand_in_without_room_takes_nothing_from_the_job() -> None:
-    mind = SlotMachine(Home("spare", 0), 2)
-    moved = replace(GROUP, members=(*GROUP.members[:2], Member(2, mind.home)))
-    mind.orders = Orders((FACTS,), shelters={JOB: (moved,)})
+def test_what_is_kept_in_place_of_a_lost_slot_takes_nothing_from_the_job() -> None:
+    mind = SlotMachine(GROUP.members[0].home, 2)
+    shrunk = replace(GROUP, members=GROUP.members[:2])
+    mind.orders = Orders((FACTS,), shelters={JOB: (shrunk,)})
     mind.no_room(JOB, 100)
     assert not mind.short
+    stand_in = SlotMachine(Home("spare", 0), 2)
+    moved = replace(GROUP, members=(*GROUP.members[:2], Member(2, stand_in.home)))
+    stand_in.orders = Orders((FACTS,), shelters={JOB: (moved,)})
+    stand_in.no_room(JOB, 100)
+    assert stand_in.short, "it says so, and is passed over"
 
 
 def test_a_restore_under_pressure_takes_no_memory_from_the_restore_point() -> None:

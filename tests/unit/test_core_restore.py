@@ -235,7 +235,7 @@ def board(records: tuple[JobFacts, ...] = ()) -> Board:
     who = Membership(
         cluster_id="c", node="a", boot="1", address="a:1", seeds={}, suspect_s=1.0, dead_s=3.0
     )
-    found = Board(who, Policy(2, 0, 5.0, 4, dead_s=3.0, replace_s=9.0), records)
+    found = Board(who, Policy(2, 0, 5.0, 4, replace_s=9.0), records)
     found.conclude(0.0)
     return found
 

@@ -77,7 +77,7 @@ def _board() -> Board:
         suspect_s=2.0,
         dead_s=5.0,
     )
-    return Board(membership, Policy(2, 1, 1.0, 4, dead_s=5.0, replace_s=9.0, epoch_floor=7))
+    return Board(membership, Policy(2, 1, 1.0, 4, replace_s=9.0, epoch_floor=7))
 
 
 def board(parts: Parts) -> None:
