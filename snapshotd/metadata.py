@@ -235,6 +235,11 @@ class SlotFacts:
     short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
     accused: tuple[Accusation, ...] = ()
 
+    def jobs(self) -> frozenset[str]:
+        """Jobs whose trainer or bytes are here."""
+        trainers = [self.trainer.job] if self.trainer else []
+        return frozenset([*trainers, *(d.job for d in self.data), *(p.job for p in self.parity)])
+
 
 @dataclass(frozen=True, slots=True)
 class Cadence:
@@ -273,6 +278,11 @@ class JobFacts:
     decision: Decision | None = None
     cadence: Cadence = Cadence()
     economy: Economy = Economy()
+
+    @property
+    def dropped(self) -> bool:
+        """Whether it was given up: all that is left is the epoch in which that was done."""
+        return self.lineage > 0 and self.decision is None and self.committed is None
 
 
 @dataclass(frozen=True, slots=True)

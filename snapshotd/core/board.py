@@ -8,6 +8,7 @@ changed.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
@@ -54,6 +55,28 @@ class Policy:
     take_up_s: float = economy.TAKE_UP_S
 
 
+@dataclass(slots=True)
+class _Notes:
+    """What this node notes of a job beside its facts.
+
+    Attributes:
+        wait: why its restore waits, in words.
+        waiting: the trainers that wait for an answer, by incarnation, since `waiting_since_s`.
+        spell: of memory that is short, or suffices.
+        window: of steps, to judge the cadence by.
+        shelter: the groups that keep its restore point, where they are not those decided.
+        traceless_since_s: since when nobody holds anything of it, once it was dropped.
+    """
+
+    wait: str = ""
+    waiting: tuple[str, ...] = ()
+    waiting_since_s: float = 0.0
+    spell: economy.Spell | None = None
+    window: Window | None = None
+    shelter: tuple[Group, ...] = ()
+    traceless_since_s: float | None = None
+
+
 class Board:
     """Facts and conclusions of one node."""
 
@@ -64,11 +87,8 @@ class Board:
         self._policy = policy
         self._slots: dict[int, SlotFacts] = {}
         self._jobs = {job.job: job for job in records}
-        self._waits: dict[str, str] = {}
-        self._waiting_since: dict[str, tuple[tuple[str, ...], float]] = {}
-        self._spells: dict[str, economy.Spell] = {}
-        self._windows: dict[str, Window | None] = {}
-        self._shelters: dict[str, tuple[Group, ...]] = {}
+        self._notes: defaultdict[str, _Notes] = defaultdict(_Notes)
+        self._epoch_floor = policy.epoch_floor
         self._sequence = 0
         self._published: NodeFacts | None = None
 
@@ -109,6 +129,7 @@ class Board:
         """Draw every conclusion the facts allow now."""
         self.membership.forget(now_s)
         live = self.membership.live(now_s)
+        self._forget_dropped(now_s)
         for name in self._job_names(live):
             self._conclude_job(name, live, now_s)
         self._publish(now_s)
@@ -124,12 +145,14 @@ class Board:
     def orders(self, now_s: float) -> Orders:
         """What this node's SMPs must know."""
         jobs = tuple(self._jobs[j] for j in sorted(self._jobs))
-        return Orders(jobs, self.slots(now_s), dict(self._waits), dict(self._shelters))
+        waits = {job: n.wait for job, n in self._notes.items() if n.wait}
+        shelters = {job: n.shelter for job, n in self._notes.items() if n.shelter}
+        return Orders(jobs, self.slots(now_s), waits, shelters)
 
     def keepers(self, job: JobFacts) -> tuple[Group, ...]:
         """The groups that are to keep a job's restore point now."""
         decided = job.decision.groups if job.decision else ()
-        return self._shelters.get(job.job, decided)
+        return self._notes[job.job].shelter or decided
 
     def slots_needed(self) -> frozenset[int]:
         """Slots of this node that are to keep something."""
@@ -176,8 +199,26 @@ class Board:
 
     # -- conclusions
 
+    def _forget_dropped(self, now_s: float) -> None:
+        """A job that was given up, and of which nobody holds anything, is not told of for ever.
+
+        Its epochs are not used again.
+        """
+        dropped = [j for j in self._jobs.values() if j.dropped]
+        left = {name for s in self.slots(now_s).values() for name in s.jobs()} if dropped else ()
+        for job in dropped:
+            notes = self._notes[job.job]
+            if job.job in left or notes.traceless_since_s is None:
+                notes.traceless_since_s = None if job.job in left else now_s
+            elif now_s - notes.traceless_since_s >= self.membership.memory_s:
+                self._epoch_floor = max(self._epoch_floor, job.epoch + 1)
+                del self._jobs[job.job], self._notes[job.job]
+
     def _job_names(self, live: Mapping[str, NodeFacts]) -> list[str]:
-        named = {j.job for facts in live.values() for j in facts.jobs} | set(self._jobs)
+        here = {name for s in self._slots.values() for name in s.jobs()}
+        told = (j for facts in live.values() for j in facts.jobs)
+        # Of one that was given up, only who still holds something of it must know.
+        named = {j.job for j in told if not j.dropped or j.job in here} | set(self._jobs)
         asked = {f.trainer.job for f in self._slots.values() if f.trainer}
         elsewhere = {s.trainer.job for n in live.values() for s in n.slots if s.trainer}
         # Those that trainers of this node ask for first, others as far as there is room.
@@ -209,10 +250,8 @@ class Board:
             dead=dead,
             overdue={n for n in dead if self.membership.silence_s(n, now_s) >= patience_s},
         )
-        self._shelters.pop(job.job, None)
         groups = keepers(job, slots, absence)
-        if groups != decided:
-            self._shelters[job.job] = groups
+        self._notes[job.job].shelter = () if groups == decided else groups
 
     def _known(self, job: str) -> tuple[JobFacts, ...]:
         return (self._jobs[job],) if job in self._jobs else ()
@@ -236,23 +275,20 @@ class Board:
                 self_node=self.membership.node,
                 group_size=self._policy.group_size,
                 parity=self._policy.parity,
-                epoch_floor=self._policy.epoch_floor,
+                epoch_floor=self._epoch_floor,
             )
         )
-        self._waits.pop(job, None)
-        if isinstance(outcome, Wait):
-            self._waits[job] = outcome.reason
+        self._notes[job].wait = outcome.reason if isinstance(outcome, Wait) else ""
         if isinstance(outcome, Decision) and stating_node(slots, job) == self.membership.node:
             return stated(known, outcome)
         return known
 
     def _waited_s(self, job: str, slots: Mapping[Home, SlotFacts], now_s: float) -> float:
         waiting = waiting_shards(slots, job)
-        before, since_s = self._waiting_since.get(job, ((), now_s))
-        if before != waiting:
-            since_s = now_s
-            self._waiting_since[job] = (waiting, since_s)
-        return now_s - since_s
+        notes = self._notes[job]
+        if notes.waiting != waiting:
+            notes.waiting, notes.waiting_since_s = waiting, now_s
+        return now_s - notes.waiting_since_s
 
     def _judge_cadence(self, known: JobFacts, slots: Mapping[Home, SlotFacts]) -> JobFacts:
         decision = known.decision
@@ -261,10 +297,10 @@ class Board:
             for f in slots.values()
             if f.trainer and decision and f.trainer.decision == decision.id and f.trainer.staged
         ]
-        window, cadence = judge(
-            self._windows.get(known.job), training, known.cadence, self._policy.max_interval
+        notes = self._notes[known.job]
+        notes.window, cadence = judge(
+            notes.window, training, known.cadence, self._policy.max_interval
         )
-        self._windows[known.job] = window
         return known if cadence == known.cadence else replace(known, cadence=cadence)
 
     def _judge_economy(self, known: JobFacts, slots: Slots, now_s: float) -> JobFacts:
@@ -272,8 +308,9 @@ class Board:
         if decision is None or known.lineage != decision.id.epoch:
             return known
         homes = {m.home for g in decision.groups for m in g.members}
-        spell, saving = economy.judge(
-            self._spells.get(known.job),
+        notes = self._notes[known.job]
+        notes.spell, saving = economy.judge(
+            notes.spell,
             short=any(known.job in f.short for h, f in slots.items() if h in homes),
             present=known.economy,
             parity=max((g.parity for g in decision.groups), default=0),
@@ -281,7 +318,6 @@ class Board:
             give_up_s=self._policy.give_up_s,
             take_up_s=self._policy.take_up_s,
         )
-        self._spells[known.job] = spell
         return known if saving == known.economy else replace(known, economy=saving)
 
     def _publish(self, now_s: float) -> None:

@@ -15,7 +15,8 @@ from typing import Final
 from snapshotd.metadata import NodeFacts
 from snapshotd.wire.protocol import PROTOCOL_VERSION
 
-#: A node that is no seed is forgotten after this many times `dead_s` of silence.
+#: A node that is no seed is forgotten after this many times `dead_s` of silence, and so is a job
+#: that was dropped.
 FORGET_FACTOR: Final = 100
 #: Other nodes that are known, and talked to, at once: beyond some hundred, facts need a hierarchy.
 MAX_PEERS: Final = 1024
@@ -107,9 +108,14 @@ class Membership:
         if node not in self._peers and len(self._peers) >= MAX_PEERS:
             self._peers.pop(next(rumours, ""), None)
 
+    @property
+    def memory_s(self) -> float:
+        """For how long what is gone is remembered."""
+        return FORGET_FACTOR * self._dead_s
+
     def forget(self, now_s: float) -> None:
         """Drop nodes that were replaced long ago; seeds are never dropped."""
-        patience_s = FORGET_FACTOR * self._dead_s
+        patience_s = self.memory_s
         for node, peer in list(self._peers.items()):
             last_s = max(peer.heard_at_s, peer.met_at_s)
             if node not in self._seeds and now_s - last_s > patience_s:

@@ -55,7 +55,12 @@ class Records:
         return [self._recorded(path) for path in sorted(self._directory.glob(f"*{_SUFFIX}"))]
 
     def keep(self, jobs: Iterable[JobFacts]) -> None:
-        """Write those records that have changed in what matters."""
+        """Write those records that have changed in what matters; remove those of no job."""
+        jobs = list(jobs)
+        for name in set(self._kept) - {job.job for job in jobs}:
+            self._path(name).with_suffix(_POINT_SUFFIX).unlink(missing_ok=True)
+            self._path(name).unlink(missing_ok=True)
+            del self._kept[name], self._points[name]
         for job in jobs:
             mark = _mark(job)
             if self._kept.get(job.job) != mark:

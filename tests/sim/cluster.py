@@ -207,9 +207,11 @@ class Cluster:
         before = self._traces()
         self.clock.run_until(self.clock.now_s + STILL_S)
         after = self._traces()
-        if before != after:  # the last echo of the work may still have been under way
+        if before != after:  # an echo of the faults was still under way, and may call for work
+            self.wait(self._rests, REST_S, "work ends")
+            before = self._traces()
             self.clock.run_until(self.clock.now_s + STILL_S)
-            before, after = after, self._traces()
+            after = self._traces()
         must(before == after, "rest is rest", f"{before} became {after}")
 
     def _check_memory(self) -> None:

@@ -24,6 +24,7 @@ from snapshotd.metadata import (
     DecisionId,
     Home,
     JobFacts,
+    NodeFacts,
     RefusalKind,
     SlotFacts,
     Tier,
@@ -271,6 +272,29 @@ def test_drop_begins_a_lineage_in_which_nothing_is_held() -> None:
     job = mind.jobs()[0]
     assert job.lineage == job.epoch > KNOWN.epoch
     assert job.committed is None
+
+
+def test_a_dropped_job_is_forgotten_once_nothing_is_left_of_it() -> None:
+    mind = board((KNOWN,))
+    held = SlotFacts(0, "up", data=(DataHolding(JOB, 0, SAVED, 1, b"x"),))
+    mind.slot_changed(held, 1.0)
+    mind.drop(JOB, 2.0)
+    epoch = mind.jobs()[0].epoch
+    mind.conclude(1000.0)
+    assert mind.jobs(), "a slot still holds something, and must be told"
+    mind.slot_changed(SlotFacts(0, "up"), 1001.0)
+    told = [j.job for j in mind.facts.jobs]
+    mind.conclude(1001.0 + mind.membership.memory_s)
+    assert (told, mind.jobs(), mind.facts.jobs) == ([JOB], (), ())
+    tombstone = JobFacts(JOB, epoch=epoch, lineage=epoch)
+    mind.hear(NodeFacts("c", "b", "1", 1, "b:1", jobs=(tombstone,)), 1400.0)
+    assert mind.jobs() == (), "one that has not forgotten it yet tells nobody who has"
+    mind.slot_changed(held, 1401.0)
+    assert mind.jobs()[0].dropped, "who finds something of it must know"
+    mind.slot_changed(SlotFacts(0, "up"), 1402.0)
+    mind.conclude(1402.0 + mind.membership.memory_s)
+    mind.slot_changed(lone_trainer(), 2000.0)
+    assert mind.jobs()[0].epoch > epoch, "its epochs are not used again"
 
 
 def test_the_plan_says_what_is_missing() -> None:

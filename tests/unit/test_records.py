@@ -42,6 +42,16 @@ def test_a_point_of_an_older_lineage_does_not_come_back(tmp_path: Path) -> None:
     assert Records(tmp_path).load() == [began]
 
 
+def test_a_job_that_is_forgotten_leaves_no_file(tmp_path: Path) -> None:
+    records = Records(tmp_path)
+    other = replace(FACTS, job="other", decision=None)
+    records.keep([FACTS, other])
+    records.keep([other])
+    assert Records(tmp_path).load() == [other]
+    assert {p.suffix for p in tmp_path.iterdir()} == {".job", ".point"}
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_damaged_point_is_an_error_that_names_it(tmp_path: Path) -> None:
     kept(tmp_path, FACTS)
     point = next(tmp_path.glob("*.point"))
