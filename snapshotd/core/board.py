@@ -96,8 +96,11 @@ class Board:
 
     def hear(self, facts: NodeFacts, now_s: float) -> Refusal | None:
         """Facts of another node; a refusal says why they do not count."""
+        known = self.membership.live(now_s).get(facts.node)
         refusal = self.membership.hear(facts, now_s)
-        if refusal is None:
+        # A heartbeat of a live node brings no news; what time brings is concluded at our own.
+        news = known is None or (known.boot, known.sequence) != (facts.boot, facts.sequence)
+        if refusal is None and news:
             self.conclude(now_s)
         return refusal
 
