@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Final
 
 from snapshotd.coding.codec import Codec, ZfecCodec
 from snapshotd.coding.isal import IsalCodec, libraries
 from snapshotd.coding.known_answers import known_answer_test
+from snapshotd.config.model import CodecName
 from snapshotd.errors import ConfigError, SnapshotdError
-
-CodecName = Literal["auto", "isal", "zfec"]
 
 _REMEDY: Final = "install pyeclib (pip) or libisal2 (the system's packages)"
 
@@ -48,10 +47,15 @@ def choose_codec(wanted: CodecName = "auto") -> Choice:
             return Choice(codec)
     why = "; ".join(refused)
     if wanted == "isal":
-        raise ConfigError(f"the code cannot be computed by ISA-L: {why}", f"Either {_REMEDY}")
+        raise ConfigError(
+            f"protection.coding = 'isal', but the code cannot be computed by ISA-L: {why}",
+            f"{_REMEDY.capitalize()}, or set protection.coding to auto or zfec",
+        )
     reference = ZfecCodec()
     known_answer_test(reference)
     if wanted == "zfec":
         return Choice(reference)
-    note = f"the code is computed by {reference.name}, at a tenth of ISA-L's speed: {why}; {_REMEDY}"
+    note = (
+        f"the code is computed by {reference.name}, at a tenth of ISA-L's speed: {why}; {_REMEDY}"
+    )
     return Choice(reference, note)

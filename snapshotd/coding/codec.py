@@ -47,12 +47,18 @@ class Codec(ABC):
 
     @abstractmethod
     def _solve(
-        self, k: int, m: int, chosen: Sequence[int], blocks: Blocks, lost: Sequence[int], out: Blocks
+        self,
+        k: int,
+        m: int,
+        chosen: Sequence[int],
+        blocks: Blocks,
+        lost: Sequence[int],
+        out: Blocks,
     ) -> None:
         """Compute lost data blocks, at least one, from k blocks that are not empty.
 
-        Args:
-            chosen: indexes of `blocks`; at place i stands data block i, or parity in its stead.
+        `chosen` are the indexes of `blocks`; at place i stands data block i, or parity in its
+        stead.
         """
 
     def encode_into(self, k: int, m: int, blocks: Blocks, rows: Sequence[int], out: Blocks) -> None:
@@ -101,7 +107,9 @@ class Codec(ABC):
         for index, target in zip(want, out, strict=True):
             if index in have:
                 target[:] = have[index]
-        absent = [(index, target) for index, target in zip(want, out, strict=True) if index not in have]
+        absent = [
+            (index, target) for index, target in zip(want, out, strict=True) if index not in have
+        ]
         if not absent:
             return
         chosen = _choose(k, m, have, want)
@@ -144,7 +152,13 @@ class ZfecCodec(Codec):
             target[:] = block
 
     def _solve(
-        self, k: int, m: int, chosen: Sequence[int], blocks: Blocks, lost: Sequence[int], out: Blocks
+        self,
+        k: int,
+        m: int,
+        chosen: Sequence[int],
+        blocks: Blocks,
+        lost: Sequence[int],
+        out: Blocks,
     ) -> None:
         data = self._decoder(k, m).decode(list(blocks), list(chosen))
         for target, index in zip(out, lost, strict=True):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
 from functools import lru_cache
 from importlib import metadata
 from typing import Final
@@ -58,7 +57,13 @@ class IsalCodec(Codec):
         self._multiply(_generator(k, m, tuple(rows)), blocks, out)
 
     def _solve(
-        self, k: int, m: int, chosen: Sequence[int], blocks: Blocks, lost: Sequence[int], out: Blocks
+        self,
+        k: int,
+        m: int,
+        chosen: Sequence[int],
+        blocks: Blocks,
+        lost: Sequence[int],
+        out: Blocks,
     ) -> None:
         self._multiply(_inverse(k, m, tuple(chosen), tuple(lost)), blocks, out)
 
@@ -66,8 +71,28 @@ class IsalCodec(Codec):
         k, rows = len(blocks), len(out)
         tables = ctypes.create_string_buffer(_TABLE_BYTES * k * rows)
         self._init_tables(k, rows, matrix, tables)
-        with _addresses(blocks, _SIMPLE) as sources, _addresses(out, _WRITABLE) as targets:
+        # Zeros at first: to release what was never got does nothing.
+        buffers = (_Buffer * (k + rows))()
+        try:
+            sources = _addresses(blocks, buffers[:k], _SIMPLE)
+            targets = _addresses(out, buffers[k:], _WRITABLE)
             self._encode_data(out[0].nbytes, k, rows, tables, sources, targets)
+        finally:
+            for buffer in buffers:
+                _release_buffer(buffer)
+
+
+def _addresses(
+    blocks: Blocks, buffers: Sequence[_Buffer], flags: int
+) -> ctypes.Array[ctypes.c_void_p]:
+    """Where blocks lie in memory; they stay there until their buffers are released.
+
+    Raises:
+        BufferError: a block is not contiguous, or not writable where that is asked for.
+    """
+    for block, buffer in zip(blocks, buffers, strict=True):
+        _get_buffer(block, buffer, flags)
+    return (ctypes.c_void_p * len(buffers))(*(buffer.buf for buffer in buffers))
 
 
 def libraries() -> Iterator[tuple[str, str]]:
@@ -137,18 +162,3 @@ _get_buffer.argtypes = [ctypes.py_object, ctypes.POINTER(_Buffer), ctypes.c_int]
 _release_buffer = ctypes.pythonapi.PyBuffer_Release
 _release_buffer.argtypes = [ctypes.POINTER(_Buffer)]
 _release_buffer.restype = None
-
-
-@contextmanager
-def _addresses(blocks: Blocks, flags: int) -> Iterator[ctypes.Array[ctypes.c_void_p]]:
-    """Where blocks lie in memory; they stay there for the time of the context.
-
-    Raises:
-        BufferError: a block is not contiguous, or not writable where that is asked for.
-    """
-    buffers = (_Buffer * len(blocks))()
-    with ExitStack() as held:
-        for block, buffer in zip(blocks, buffers, strict=True):
-            _get_buffer(block, buffer, flags)
-            held.callback(_release_buffer, buffer)
-        yield (ctypes.c_void_p * len(blocks))(*(buffer.buf for buffer in buffers))

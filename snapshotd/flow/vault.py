@@ -25,6 +25,7 @@ from snapshotd.errors import (
     RequestError,
     SnapshotdError,
 )
+from snapshotd.flow.threads import to_the_end
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
@@ -191,10 +192,15 @@ class Vault:
             self.give_back(task.result())
 
     async def seal_data(
-        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+        self,
+        segment: Segment,
+        world: int,
+        image_bytes: int,
+        manifest_bytes: int,
+        digests: bytes | None = None,
     ) -> DataHolding:
-        """Checksum and seal; it counts once it is entered."""
-        await asyncio.to_thread(segment.seal_data, world, image_bytes, manifest_bytes)
+        """Seal, and checksum what comes without digests; it counts once it is entered."""
+        await to_the_end(segment.seal_data, world, image_bytes, manifest_bytes, digests)
         holding = describe(segment)
         assert isinstance(holding, DataHolding)
         return holding
@@ -216,10 +222,10 @@ class Vault:
             log.info("%s changes again, after %d equal snapshots", subject, before)
 
     async def seal_parity(
-        self, segment: Segment, group: list[seg.SealRecord], image_bytes: int
+        self, segment: Segment, group: list[seg.SealRecord], image_bytes: int, digests: bytes
     ) -> None:
-        """Checksum, seal, and enter the block into the books."""
-        await asyncio.to_thread(segment.seal_parity, group, image_bytes)
+        """Seal, and enter the block into the books."""
+        await to_the_end(segment.seal_parity, group, image_bytes, digests)
         self.replace(segment)
 
     def give_back(self, segment: Segment) -> None:
@@ -432,24 +438,24 @@ class IncomingBlock:
     def image(self) -> memoryview:
         return self._segment.image(self._image_bytes)
 
-    async def finish(self, record: seg.ParityRecord) -> None:
+    async def finish(self, record: seg.ParityRecord, digests: bytes) -> None:
         """Seal what came, if it is what the coder computed; done even if nobody waits for it."""
         self._finishing = True
-        await asyncio.shield(asyncio.get_running_loop().create_task(self._finish(record)))
+        await asyncio.shield(asyncio.get_running_loop().create_task(self._finish(record, digests)))
 
-    async def _finish(self, record: seg.ParityRecord) -> None:
+    async def _finish(self, record: seg.ParityRecord, digests: bytes) -> None:
         try:
             job, version, place = self._key
             record.DiscardUnknownFields()  # they would be kept, and nobody has made room for them
             self._check_record(record, job, version, place)
-            await asyncio.to_thread(
-                self._segment.seal_parity, list(record.group), self._image_bytes
-            )
-            point("smp.store.sealed")
-            if self._segment.record.grain_digests != record.grain_digests:
+            if digests != record.grain_digests:
                 raise Misbehaved(
                     Misdeed.WRONG_BYTES, "a parity block was damaged on its way: its digests differ"
                 )
+            await asyncio.to_thread(
+                self._segment.seal_parity, list(record.group), self._image_bytes, digests
+            )
+            point("smp.store.sealed")
             self._vault.replace(self._segment)
             point("smp.store.replaced")
             self._vault.praise(self._sender)

@@ -87,7 +87,7 @@ class Peer:
     def store(self, address: str, **opening: object) -> Peer:
         return self
 
-    async def send(self, block: bytes) -> None:
+    async def send(self, block: memoryview) -> None:
         pass
 
     async def finish(self, record: seg.ParityRecord) -> None:
