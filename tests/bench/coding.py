@@ -25,6 +25,7 @@ def run(scale: Scale) -> Iterator[Table]:
     yield _against_the_limit(codec, scale)
     yield _chunk_sizes(codec, scale)
     yield _digests(codec, scale)
+    yield _copies(scale)
 
 
 @dataclass(slots=True)
@@ -154,6 +155,32 @@ def _digests(codec: Codec, scale: Scale) -> Table:
         }
         rates = _rates(timed(works, scale.repeats), stripe.bytes)
         table.add(k_m=f"{stripe.k}, {stripe.m}", **rates)
+    return table
+
+
+def _copies(scale: Scale) -> Table:
+    """Ways to bytes that came in, in their segment, with digests."""
+    table = Table(
+        "bytes copied into a segment, with digests",
+        "GB/s and CPU time of one thread; in cache: each chunk behind its copy; apart: in a pass "
+        "of their own",
+    )
+    source, target = np.ones(scale.bytes, np.uint8), tmpfs(scale.bytes)
+    parts = [slice(at, at + TRANSFER_BYTES) for at in range(0, scale.bytes, TRANSFER_BYTES)]
+    chunks = [(memoryview(target[part]), memoryview(source[part])) for part in parts]
+
+    def copy(digested: bool) -> None:
+        for stored, chunk in chunks:
+            stored[:] = chunk
+            if digested:
+                chunk_digests(stored, scale.bytes)
+
+    def apart() -> None:
+        copy(digested=False)
+        chunk_digests(memoryview(target), scale.bytes)
+
+    works = {"none": lambda: copy(False), "in_cache": lambda: copy(True), "apart": apart}
+    table.add(**_rates(timed(works, scale.repeats), scale.bytes))
     return table
 
 
