@@ -1,4 +1,4 @@
-"""zfec's code, computed by ISA-L: ten to forty times as fast.
+"""zfec's code, computed by ISA-L: ten to twenty-five times as fast.
 
 Both count in GF(256) modulo x^8 + x^4 + x^3 + x^2 + 1, and ISA-L multiplies by any matrix. So the
 matrices are zfec's own, read off by coding the unit vectors. This is the one module that calls C.

@@ -11,7 +11,6 @@ from snapshotd.coding.codec import ZfecCodec
 from tests.bench import coding, limits
 from tests.bench.harness import TINY, Scale, report
 
-
 pytestmark = pytest.mark.skipif(
     type(coding.choose_codec().codec) is ZfecCodec, reason="no ISA-L is here"
 )
