@@ -15,7 +15,7 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test sim chaos fuzz check proto proto-check clean
+.PHONY: help venv demo test sim chaos fuzz bench check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
@@ -24,6 +24,7 @@ help:
 	@echo "make chaos [ONLY=part]   kill every process role at every fault point, compare every byte"
 	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
 	@echo "make fuzz MINUTES=60   hostile input, from new seeds; what fails joins the corpus"
+	@echo "make bench [ONLY=part]   what it costs, as ratios to limits of this machine; JSON in bench.json"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -64,6 +65,9 @@ endif
 
 fuzz: venv
 	$(BIN)/python -m tests.fuzz $(or $(MINUTES),60)
+
+bench: venv
+	$(BIN)/python -m tests.bench --only '$(ONLY)' --json bench.json
 
 check: venv proto-check
 	$(BIN)/ruff format --check .

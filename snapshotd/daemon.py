@@ -17,7 +17,7 @@ from pathlib import Path
 
 import zmq.asyncio
 
-from snapshotd.coding.codec import ZfecCodec, known_answer_test
+from snapshotd.coding.choice import choose_codec
 from snapshotd.config import Config
 from snapshotd.core.board import Board, Policy
 from snapshotd.core.membership import Membership, Refusal
@@ -101,7 +101,6 @@ class Node:
     def __init__(self, config: Config) -> None:
         self._config = config
         self._records = Records(config.state_dir)
-        known_answer_test(ZfecCodec())
         self._board = _board(config, self._records)
         point("supervisor.records.loaded")
         self._clock = Clock()
@@ -110,8 +109,11 @@ class Node:
         self._failed: asyncio.Future[None] | None = None
         self._health: bool | None = None
         self._notifier = Notifier.from_environ(os.environ)
-        self._memory_notes = beyond(int(config.memory_budget), measure_limits(config.shm_dir))
-        for note in self._memory_notes:
+        coding = choose_codec(config.protection.coding)
+        self._coding = coding.codec.name
+        limits = measure_limits(config.shm_dir)
+        self._notes = [*beyond(int(config.memory_budget), limits), *filter(None, [coding.note])]
+        for note in self._notes:
             log.warning("%s", note)
 
     # -- what the node service asks
@@ -128,10 +130,10 @@ class Node:
         status = node_status(self._board, self._clock, now_s)
         status.budget_bytes = self._budget.limit_bytes
         status.allocated_bytes = self._budget.used_bytes()
-        status.coding = ZfecCodec().name
+        status.coding = self._coding
         status.health_reason = self._unhealthy(now_s)
         status.healthy = not status.health_reason
-        status.notes.extend(self._memory_notes)
+        status.notes.extend(self._notes)
         return status
 
     def plan(self, job: str) -> pb.PlanReply:
@@ -199,7 +201,13 @@ class Node:
         _replace_text(address, config.listen)
         point("supervisor.start.done")
         self._notifier.ready(self._standing(""))
-        log.info("%s of cluster %s serves on %s", config.node_id, config.cluster_id, config.listen)
+        log.info(
+            "%s of cluster %s serves on %s; the code is computed by %s",
+            config.node_id,
+            config.cluster_id,
+            config.listen,
+            self._coding,
+        )
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:

@@ -15,9 +15,9 @@ from typing import Self
 import zmq.asyncio
 from pydantic import BaseModel, ConfigDict
 
-from snapshotd.coding.codec import ZfecCodec, known_answer_test
+from snapshotd.coding.choice import choose_codec
 from snapshotd.config import Config
-from snapshotd.config.model import LogFormat, LogLevel
+from snapshotd.config.model import CodecName, LogFormat, LogLevel
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
@@ -60,6 +60,7 @@ class SmpSettings(BaseModel):
     generations: int
     group_size: int
     parity: int
+    coding: CodecName
     scrub_bytes_per_s: int
     stall_s: float
     log_level: LogLevel
@@ -78,6 +79,7 @@ class SmpSettings(BaseModel):
             generations=config.generations,
             group_size=config.protection.group_size,
             parity=config.protection.parity,
+            coding=config.protection.coding,
             scrub_bytes_per_s=int(config.protection.scrub_bytes_per_s),
             stall_s=config.timeouts.rpc_s,
             log_level=config.log_level,
@@ -91,8 +93,10 @@ class SmpSettings(BaseModel):
 async def run(settings: SmpSettings) -> None:
     """Adopt, link, serve; until SIGTERM, or until the supervisor is gone."""
     point("smp.start.begun")
-    codec = ZfecCodec()
-    known_answer_test(codec)
+    coding = choose_codec(settings.coding)
+    if coding.note:
+        log.warning("slot %d: %s", settings.slot, coding.note)
+    log.info("slot %d: the code is computed by %s", settings.slot, coding.codec.name)
     home = Home(settings.node_id, settings.slot)
     budget = Budget(settings.shm_dir, settings.budget_bytes)
     arena = Arena(settings.shm_dir / f"slot-{settings.slot}", budget)
@@ -112,7 +116,7 @@ async def run(settings: SmpSettings) -> None:
     link = Link(settings.run_dir / "links.sock")
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
-    transfers = Transfers(home, vault, client, codec, conduct)
+    transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
     server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"

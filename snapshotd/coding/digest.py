@@ -37,7 +37,7 @@ def content_digest(grain_digests: bytes) -> bytes:
     return xxhash.xxh3_128_digest(grain_digests)
 
 
-def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes) -> None:
+def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes) -> bytes:
     """Verify a run of grains of an image.
 
     Args:
@@ -46,6 +46,9 @@ def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes
         offset: where the run starts; a multiple of the image's grain.
         image_bytes: length of the whole image.
         digests: of all grains of the image, as `grain_digests` returns them.
+
+    Returns:
+        The digests of the run.
 
     Raises:
         DamagedBytes: names the first grain that differs, or the length that is wrong.
@@ -65,6 +68,7 @@ def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes
             f"{min(offset + (index + 1) * grain, image_bytes) - 1} of an image of {image_bytes} "
             "bytes differ from what was sealed"
         )
+    return found
 
 
 def _digests(chunk: memoryview, grain: int) -> bytes:

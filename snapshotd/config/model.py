@@ -24,6 +24,7 @@ from snapshotd.config.address import check_address
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
+CodecName = Literal["auto", "isal", "zfec"]
 
 #: Orders in which bounds of waiting must stand, shortest first.
 TIMEOUT_ORDERS: Final = (
@@ -65,6 +66,11 @@ class Protection(_Section):
         default=1,
         ge=0,
         description="nodes a group may lose at once (m); 0 keeps snapshots local only",
+    )
+    coding: CodecName = Field(
+        default="auto",
+        description="what computes the code: isal (ISA-L), zfec (a tenth of the speed), or auto: "
+        "isal where it can be had; the bytes are the same",
     )
     unprotected_bound_s: Seconds = Field(
         default=60.0, description="unprotected for longer than this, the node reports NOT_SERVING"

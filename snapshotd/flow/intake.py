@@ -110,24 +110,24 @@ class IncomingBlock:
     def image(self) -> memoryview:
         return self._segment.image(self._image_bytes)
 
-    async def finish(self, record: seg.ParityRecord) -> None:
+    async def finish(self, record: seg.ParityRecord, digests: bytes) -> None:
         """Seal what came, if it is what the coder computed; done even if nobody waits for it."""
         self._finishing = True
-        await asyncio.shield(asyncio.get_running_loop().create_task(self._finish(record)))
+        await asyncio.shield(asyncio.get_running_loop().create_task(self._finish(record, digests)))
 
-    async def _finish(self, record: seg.ParityRecord) -> None:
+    async def _finish(self, record: seg.ParityRecord, digests: bytes) -> None:
         try:
             job, version, place = self._key
             record.DiscardUnknownFields()  # they would be kept, and nobody has made room for them
             self._check_record(record, job, version, place)
-            await asyncio.to_thread(
-                self._segment.seal_parity, list(record.group), self._image_bytes
-            )
-            point("smp.store.sealed")
-            if self._segment.record.grain_digests != record.grain_digests:
+            if digests != record.grain_digests:
                 raise Misbehaved(
                     Misdeed.WRONG_BYTES, "a parity block was damaged on its way: its digests differ"
                 )
+            await asyncio.to_thread(
+                self._segment.seal_parity, list(record.group), self._image_bytes, digests
+            )
+            point("smp.store.sealed")
             self._intake.vault.replace(self._segment)
             point("smp.store.replaced")
             self._intake.conduct.praise(self._sender)

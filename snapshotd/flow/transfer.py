@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from typing import Final
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import check_range, chunk_digests
@@ -18,9 +19,10 @@ from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
 from snapshotd.flow.conduct import Conduct
+from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import DataHolding, Home, ParityPlace, SlotFacts, Version
+from snapshotd.metadata import DataHolding, Group, Home, ParityPlace, SlotFacts, Version
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.convert import place_to
@@ -29,6 +31,9 @@ from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 Peers = Mapping[Home, SlotFacts]
+
+#: What pads a block, of whatever length.
+_ZEROS: Final = memoryview(bytes(TRANSFER_BYTES))
 
 
 class _Lane:
@@ -49,13 +54,13 @@ class _Lane:
     async def take(self, count: int) -> memoryview:
         """The next `count` bytes; the padding is made here, never stored and never sent."""
         if self.reader is None or self._left <= 0:
-            return memoryview(bytes(count))
+            return _ZEROS[:count]
         with self._conduct.blaming(self.node) if self._conduct else nullcontext():
             chunk = await self.reader.chunk()
         self._left -= len(chunk)
         if len(chunk) >= count:
             return chunk[:count]
-        return memoryview(bytes(chunk) + bytes(count - len(chunk)))
+        return memoryview(b"".join((chunk, _ZEROS[: count - len(chunk)])))
 
 
 class Transfers:
@@ -116,7 +121,8 @@ class Transfers:
                 self._conduct.praise(node)
             point("smp.encode.recorded")
             if own is not None:
-                await self._vault.seal_parity(own, records, length)
+                (kept,) = places.keys() - writers.keys()
+                await self._vault.seal_parity(own, records, length, digests[kept])
                 point("smp.encode.kept")
                 # From here on the vault may free it, and another task fill it.
                 unsealed.pop_all()
@@ -143,25 +149,39 @@ class Transfers:
         writers: Mapping[int, BlockWriter],
         length: int,
     ) -> dict[int, bytes]:
-        """Run the stripe through the code; returns the digests of each row."""
-        digests: dict[int, list[bytes]] = {row: [] for row in task.rows}
+        """Run the stripe through the code; returns the digests of each row.
+
+        Our own row is coded where it stays; the others in memory that every chunk uses anew.
+        """
+        digests = dict.fromkeys(task.rows, b"")
+        places = {row: memoryview(bytearray(min(length, TRANSFER_BYTES))) for row in writers}
         with own.image(length) if own is not None else nullcontext() as image:
+            if image is not None:
+                places.update((row, image) for row in task.rows if row not in writers)
             for at in range(0, length, TRANSFER_BYTES):
                 count = min(TRANSFER_BYTES, length - at)
                 blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
                 point("smp.encode.gathered")
-                coded = await asyncio.to_thread(
-                    self._codec.encode, task.group.data, task.group.parity, blocks, task.rows
-                )
-                point("smp.encode.coded")
-                for row, block in zip(task.rows, coded, strict=True):
-                    digests[row].append(chunk_digests(memoryview(block), length))
-                    if row in writers:
-                        await writers[row].send(block)
-                        point("smp.encode.forwarded")
-                    elif image is not None:
-                        image[at : at + count] = block
-        return {row: b"".join(parts) for row, parts in digests.items()}
+                with ExitStack() as views:
+                    out = {}
+                    for row, place in places.items():
+                        start = 0 if row in writers else at
+                        out[row] = views.enter_context(place[start : start + count])
+                    found = await to_the_end(self._code_chunk, task.group, blocks, out, length)
+                    point("smp.encode.coded")
+                    for row, block in out.items():
+                        digests[row] += found[row]
+                        if row in writers:
+                            await writers[row].send(block)
+                            point("smp.encode.forwarded")
+        return digests
+
+    def _code_chunk(
+        self, group: Group, blocks: Sequence[memoryview], out: Mapping[int, memoryview], length: int
+    ) -> dict[int, bytes]:
+        """Compute a chunk of parity rows, and their digests while the cache has them."""
+        self._codec.encode_into(group.data, group.parity, blocks, tuple(out), tuple(out.values()))
+        return {row: chunk_digests(block, length) for row, block in out.items()}
 
     async def _records(
         self, task: Encode, peers: Peers, lanes: Sequence[_Lane], positions: Sequence[int]
@@ -223,14 +243,16 @@ class Transfers:
                 cleanup.callback(self._vault.give_back, segment)
                 point("smp.copy.begun")
                 with segment.image(held.image_bytes) as image:
-                    at = 0
+                    at, digests = 0, b""
                     while at < held.image_bytes:
                         with self._conduct.blaming(plan.home.node):
                             chunk = await reader.chunk()
-                        image[at : at + len(chunk)] = chunk
+                        with image[at : at + len(chunk)] as stored:
+                            stored[:] = chunk
+                            digests += chunk_digests(stored, held.image_bytes)
                         at += len(chunk)
                         point("smp.copy.chunk")
-                holding = await self._sealed_as(segment, record)
+                holding = await self._sealed_as(segment, record, digests)
             self._conduct.praise(plan.home.node)
         finally:
             reader.cancel()
@@ -244,11 +266,12 @@ class Transfers:
         with ExitStack() as cleanup:
             cleanup.callback(self._vault.give_back, segment)
             point("smp.decode.begun")
+            digests = b""
             with segment.image(plan.image_bytes) as image:
                 for block in plan.blocks:
-                    await self._decode_block(plan, block, peers, image, record)
+                    digests += await self._decode_block(plan, block, peers, image, record)
                     point("smp.decode.block")
-            holding = await self._sealed_as(segment, record)
+            holding = await self._sealed_as(segment, record, digests)
         # Only now is it known that all of them told the truth.
         for node in {i.home.node for b in plan.blocks for i in b.inputs if i.home}:
             self._conduct.praise(node)
@@ -279,8 +302,9 @@ class Transfers:
         peers: Peers,
         image: memoryview,
         record: seg.SealRecord,
-    ) -> None:
-        length = block.extent.length
+    ) -> bytes:
+        """Rebuild one block in its place; returns the digests of its grains."""
+        length, digests = block.extent.length, b""
         with ExitStack() as cleanup:
             lanes = {}
             for wanted in block.inputs:
@@ -291,24 +315,28 @@ class Transfers:
                 count = min(TRANSFER_BYTES, length - at)
                 chunks = await asyncio.gather(*(lane.take(count) for lane in lanes.values()))
                 have = dict(zip(lanes, chunks, strict=True))
-                (data,) = await asyncio.to_thread(
-                    self._codec.decode, plan.data, plan.parity, have, [block.index]
-                )
                 start = block.extent.offset + at
-                self._check_decoded(block, memoryview(data), start, record)
-                image[start : start + count] = data
+                with image[start : start + count] as data:
+                    await to_the_end(
+                        self._codec.decode_into, plan.data, plan.parity, have, [block.index], [data]
+                    )
+                    digests += self._check_decoded(block, data, start, record)
                 point("smp.decode.chunk")
+        return digests
 
     def _check_decoded(
         self, block: BlockPlan, data: memoryview, start: int, record: seg.SealRecord
-    ) -> None:
+    ) -> bytes:
         """Each data block was what its own record says; so wrong bytes come from parity.
+
+        Returns:
+            The digests of its grains.
 
         Raises:
             DamagedBytes: they are wrong; it is held against those who served the parity.
         """
         try:
-            check_range(data, start, record.image_bytes, record.grain_digests)
+            return check_range(data, start, record.image_bytes, record.grain_digests)
         except DamagedBytes as error:
             for wanted in block.inputs:
                 if wanted.place is not None and wanted.home is not None:
@@ -330,10 +358,15 @@ class Transfers:
         reader = self._client.read(address, job, version, what, wanted.extent.offset, count)
         return _Lane(reader, count, self._conduct, wanted.home.node)
 
-    async def _sealed_as(self, segment: Segment, record: seg.SealRecord) -> DataHolding:
-        """Seal, and let it count only if it is byte for byte what the record names."""
+    async def _sealed_as(
+        self, segment: Segment, record: seg.SealRecord, digests: bytes
+    ) -> DataHolding:
+        """Seal, and let it count only if it is byte for byte what the record names.
+
+        `digests` of the image's grains were taken there as they came in.
+        """
         holding = await self._vault.seal_data(
-            segment, record.world, record.image_bytes, record.manifest_bytes
+            segment, record.world, record.image_bytes, record.manifest_bytes, digests
         )
         point("smp.fetch.sealed")
         if holding.content_digest != record.content_digest:

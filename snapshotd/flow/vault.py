@@ -16,6 +16,7 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.errors import DamagedBytes, NoRoom, RequestError
 from snapshotd.flow.holdings import Key, describe, key_of
+from snapshotd.flow.threads import to_the_end
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
@@ -162,10 +163,15 @@ class Vault:
             self.give_back(task.result())
 
     async def seal_data(
-        self, segment: Segment, world: int, image_bytes: int, manifest_bytes: int
+        self,
+        segment: Segment,
+        world: int,
+        image_bytes: int,
+        manifest_bytes: int,
+        digests: bytes | None = None,
     ) -> DataHolding:
-        """Checksum and seal; it counts once it is entered."""
-        await asyncio.to_thread(segment.seal_data, world, image_bytes, manifest_bytes)
+        """Seal, and checksum what comes without digests; it counts once it is entered."""
+        await to_the_end(segment.seal_data, world, image_bytes, manifest_bytes, digests)
         holding = describe(segment)
         assert isinstance(holding, DataHolding)
         return holding
@@ -187,10 +193,10 @@ class Vault:
             log.info("%s changes again, after %d equal snapshots", subject, before)
 
     async def seal_parity(
-        self, segment: Segment, group: list[seg.SealRecord], image_bytes: int
+        self, segment: Segment, group: list[seg.SealRecord], image_bytes: int, digests: bytes
     ) -> None:
-        """Checksum, seal, and enter the block into the books."""
-        await asyncio.to_thread(segment.seal_parity, group, image_bytes)
+        """Seal, and enter the block into the books."""
+        await to_the_end(segment.seal_parity, group, image_bytes, digests)
         self.replace(segment)
 
     def give_back(self, segment: Segment) -> None:

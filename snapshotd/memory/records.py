@@ -8,7 +8,7 @@ from typing import Final
 import xxhash
 from google.protobuf.message import DecodeError
 
-from snapshotd.coding.digest import check_range, content_digest, grain_digests
+from snapshotd.coding.digest import check_range, content_digest
 from snapshotd.errors import DamagedBytes
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.wire.protocol import DIGEST_BYTES, grain_bytes
@@ -41,16 +41,16 @@ def parity_record_bytes(job: str, shard_bytes: Sequence[int], image_bytes: int) 
 
 
 def seal_record(
-    header: SegmentHeader, image: memoryview, world: int, manifest_bytes: int
+    header: SegmentHeader, digests: bytes, world: int, image_bytes: int, manifest_bytes: int
 ) -> SealRecord:
-    """The record of a shard's image; reads all of it."""
-    digests = grain_digests(image)
+    """The record of a shard's image, from the digests of its grains."""
+    _check_digests(digests, image_bytes)
     return SealRecord(
         job=header.job,
         world=world,
         shard=header.shard,
         version=header.version,
-        image_bytes=len(image),
+        image_bytes=image_bytes,
         manifest_bytes=manifest_bytes,
         grain_digests=digests,
         content_digest=content_digest(digests),
@@ -58,14 +58,15 @@ def seal_record(
 
 
 def parity_record(
-    header: SegmentHeader, image: memoryview, group: Sequence[SealRecord]
+    header: SegmentHeader, digests: bytes, group: Sequence[SealRecord], image_bytes: int
 ) -> ParityRecord:
-    """The record of a parity block; reads all of it."""
+    """The record of a parity block, from the digests of its grains."""
+    _check_digests(digests, image_bytes)
     return ParityRecord(
         place=header.place,
         group=group,
-        image_bytes=len(image),
-        grain_digests=grain_digests(image),
+        image_bytes=image_bytes,
+        grain_digests=digests,
     )
 
 
@@ -121,6 +122,11 @@ def _check_agreement(header: SegmentHeader, record: SealRecord | ParityRecord) -
         agree = (record.place, record.image_bytes) == (header.place, header.image_bytes)
     if not agree:
         raise DamagedBytes("its record and its header speak of different bytes")
+
+
+def _check_digests(digests: bytes, image_bytes: int) -> None:
+    if len(digests) != _digest_bytes(image_bytes):
+        raise ValueError(f"{len(digests)} bytes of digests for an image of {image_bytes} bytes")
 
 
 def _digest_bytes(image_bytes: int) -> int:

@@ -16,6 +16,7 @@ from typing import Final
 
 import xxhash
 
+from snapshotd.coding.digest import grain_digests
 from snapshotd.errors import DamagedBytes
 from snapshotd.memory.allocation import explain, touch
 from snapshotd.memory.records import (
@@ -199,8 +200,17 @@ class Segment:
             )
         return memoryview(self._mapping)[IMAGE_OFFSET : IMAGE_OFFSET + image_bytes]
 
-    def seal_data(self, world: int, image_bytes: int, manifest_bytes: int) -> SealRecord:
-        """Checksum the image, write its record, then say SEALED. Reads the whole image.
+    def seal_data(
+        self, world: int, image_bytes: int, manifest_bytes: int, digests: bytes | None = None
+    ) -> SealRecord:
+        """Checksum the image, write its record, then say SEALED.
+
+        Args:
+            world: number of shards of the job.
+            image_bytes: length of the image.
+            manifest_bytes: how much of it is the manifest.
+            digests: of the image's grains, taken of this memory as the bytes came in; None reads
+                the whole image for them.
 
         Raises:
             ValueError: not WRITING, not a data segment, or lengths that do not fit.
@@ -213,25 +223,29 @@ class Segment:
                 f"{image_bytes}"
             )
         with self.image(image_bytes) as image:
-            record = seal_record(self._header, image, world, manifest_bytes)
+            found = grain_digests(image) if digests is None else digests
+        record = seal_record(self._header, found, world, image_bytes, manifest_bytes)
         point("smp.seal.digested")
         self._seal(record)
         return record
 
-    def seal_parity(self, group: Sequence[SealRecord], image_bytes: int) -> ParityRecord:
-        """Checksum the block, write its record, then say SEALED. Reads the whole image.
+    def seal_parity(
+        self, group: Sequence[SealRecord], image_bytes: int, digests: bytes
+    ) -> ParityRecord:
+        """Write the block's record, then say SEALED.
 
         Args:
             group: the seal records of the group's shards, in group order.
             image_bytes: length of the parity block.
+            digests: of the block's grains, taken of this memory as the bytes came in.
 
         Raises:
             ValueError: not WRITING, not a parity segment, or a record that does not fit.
         """
         self._check_kind(Kind.PARITY)
         self._check_change(State.SEALED)
-        with self.image(image_bytes) as image:
-            record = parity_record(self._header, image, group)
+        self.image(image_bytes).release()  # it fits, and nobody has cut the file
+        record = parity_record(self._header, digests, group, image_bytes)
         point("smp.parity.digested")
         self._seal(record)
         return record

@@ -232,9 +232,10 @@ class BlockWriter:
         self._stall_s = stall_s
         self._sent = sent
 
-    async def send(self, chunk: bytes) -> None:
+    async def send(self, chunk: memoryview) -> None:
+        """Send the next chunk; its memory is the caller's again when this returns."""
         await self._open()
-        await self._write(pb.StoreRequest(chunk=chunk))
+        await self._write(pb.StoreRequest(chunk=bytes(chunk)))
         self._sent(len(chunk))
 
     async def finish(self, record: seg.ParityRecord) -> None:

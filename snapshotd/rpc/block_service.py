@@ -15,7 +15,7 @@ from typing import Protocol, TypeVar
 import grpc
 import grpc.aio
 
-from snapshotd.coding.digest import check_range
+from snapshotd.coding.digest import check_range, chunk_digests
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import (
     DamagedBytes,
@@ -87,8 +87,12 @@ class Incoming(Protocol):
     @property
     def image(self) -> memoryview: ...
 
-    async def finish(self, record: seg.ParityRecord) -> None:
-        """Verify against the record, seal, publish. Raises DamagedBytes."""
+    async def finish(self, record: seg.ParityRecord, digests: bytes) -> None:
+        """Hold the digests of what lies in `image` against the record, seal, publish.
+
+        Raises:
+            Misbehaved: the record is of other bytes.
+        """
 
     def abandon(self, error: BaseException) -> None:
         """Nobody will send the rest; the error says why."""
@@ -182,8 +186,8 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             return
         try:
             with incoming.image as image:
-                record = await self._fill(image, requests)
-            await incoming.finish(record)
+                record, digests = await self._fill(image, requests)
+            await incoming.finish(record, digests)
             point("smp.store.finished")
         except BaseException as error:
             incoming.abandon(error)
@@ -191,13 +195,13 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
 
     async def _fill(
         self, image: memoryview, requests: AsyncIterator[pb.StoreRequest]
-    ) -> seg.ParityRecord:
-        at = 0
+    ) -> tuple[seg.ParityRecord, bytes]:
+        at, digests = 0, b""
         while (request := await self._next(requests)) is not None:
             if request.WhichOneof("part") == "record":
                 if at != len(image):
                     raise _announced(f"a parity block ended after {at} of {len(image)} bytes")
-                return request.record
+                return request.record, digests
             chunk = request.chunk
             # Whole chunks only: a trickle of small ones would keep the buffer for ever.
             expected = min(TRANSFER_BYTES, len(image) - at)
@@ -206,7 +210,9 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
                     f"unexpected part behind {at} of {len(image)} bytes of parity: "
                     f"{len(chunk)} bytes where {expected} were expected"
                 )
-            image[at : at + len(chunk)] = chunk
+            with image[at : at + len(chunk)] as stored:
+                stored[:] = chunk
+                digests += chunk_digests(stored, len(image))  # while the cache has it
             at += len(chunk)
             self._store.received(len(chunk))
             point("smp.store.written")

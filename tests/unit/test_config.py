@@ -117,6 +117,7 @@ def test_variables_of_trainers_are_not_ours(file: Path) -> None:
         ("generations = 1\n", r"generations = 1 .*greater than or equal to 2"),
         ("protection = 4\n", r"protection: expected a table|protection = 4 .*a table"),
         ('peers = "n1"\n', r"peers.*a table"),
+        ('[protection]\ncoding = "jerasure"\n', r"coding = 'jerasure' \(.*:5\).*'auto', 'isal'"),
         ("[protection]\nparity = 4\n", r"parity = 4 \(.*:5\).*no room.*expected 0 to 3"),
         ("[protection]\ngroup_size = 33\n", r"group_size = 33.*less than or equal to 32"),
         ("[protection]\ngroup_size = 1\n", r"group_size = 1 .*greater than or equal to 2"),

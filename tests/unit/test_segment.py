@@ -149,7 +149,8 @@ def test_sealed_parity_can_be_reopened_and_verified(data: Segment, parity: Segme
     group = [seal(data)] * 3
     parity.begin_parity("cluster", "job", VERSION, PLACE)
     fill(parity, b"p" * 5000)
-    record = parity.seal_parity(group, 5000)
+    digests = grain_digests(memoryview(b"p" * 5000))
+    record = parity.seal_parity(group, 5000, digests)
     assert list(record.group) == group
     assert tuple(record.place.shards) == PLACE.shards
     again = Segment.open(parity.path)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+import pytest
 
 from snapshotd.coding.codec import ZfecCodec
 from snapshotd.core.instructions import Encode
@@ -14,6 +17,7 @@ from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.holdings import describe
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
+from snapshotd.memory import segment as segments
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.segment import Segment
@@ -89,7 +93,7 @@ class Peer:
     def store(self, address: str, **opening: object) -> Peer:
         return self
 
-    async def send(self, block: bytes) -> None:
+    async def send(self, block: memoryview) -> None:
         pass
 
     async def finish(self, record: seg.ParityRecord) -> None:
@@ -99,21 +103,42 @@ class Peer:
         pass
 
 
+def group_of_three(parity: int) -> Group:
+    return Group(tuple(Member(i, Home(f"n{i}", 0)) for i in range(3)), parity)
+
+
+async def three_shards(vault: Vault) -> dict[int, seg.SealRecord]:
+    """The records of three shards of zeros, sealed here."""
+    records = {}
+    for shard in range(3):
+        segment = await vault.begin_data("job", shard, VERSION, IMAGE_BYTES)
+        await vault.seal_data(segment, 3, IMAGE_BYTES, 0)
+        records[shard] = segment.record
+        vault.enter(segment)
+    return records
+
+
+def encode_of(
+    group: Group, records: dict[int, seg.SealRecord]
+) -> tuple[Encode, dict[Home, SlotFacts]]:
+    """Coding of the group's first stripe, and the peers that it takes."""
+    members = tuple(
+        DataHolding("job", i, VERSION, IMAGE_BYTES, record.content_digest)
+        for i, record in records.items()
+    )
+    task = Encode("job", 1, VERSION, group, 0, tuple(range(group.parity)), members)
+    return task, {member.home: SlotFacts(0, "peer:1") for member in group.members}
+
+
 def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
     shm_path: Path,
 ) -> None:
     """While a slow holder stores its row, the version is superseded and the segment used anew."""
-    homes = [Home(f"n{i}", 0) for i in range(3)]
-    group = Group(tuple(Member(i, home) for i, home in enumerate(homes)), parity=2)
+    group = group_of_three(parity=2)
     reused: list[Segment] = []
 
     async def code(vault: Vault) -> None:
-        records = {}
-        for shard in range(3):
-            segment = await vault.begin_data("job", shard, VERSION, IMAGE_BYTES)
-            await vault.seal_data(segment, 3, IMAGE_BYTES, 0)
-            records[shard] = segment.record
-            vault.enter(segment)
+        records = await three_shards(vault)
 
         async def supersede() -> None:
             place = ParityPlace(group.shards, group.parity, 0, 0)
@@ -123,14 +148,66 @@ def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
             reused.append(await vault.begin_parity("job", Version(1, 6), place, sizes))
             assert reused == [own]
 
-        members = tuple(
-            DataHolding("job", i, VERSION, IMAGE_BYTES, records[i].content_digest) for i in range(3)
-        )
-        task = Encode("job", 1, VERSION, group, 0, (0, 1), members)
-        peers = {home: SlotFacts(0, "peer:1") for home in homes}
+        task, peers = encode_of(group, records)
         peer = Peer(records, supersede)
-        await Transfers(homes[0], vault, peer, ZfecCodec(), Conduct()).encode(task, peers)
+        await Transfers(Home("n0", 0), vault, peer, ZfecCodec(), Conduct()).encode(task, peers)
         assert [s.state for s in reused] == [State.WRITING]
+
+    with opened(shm_path) as vault:
+        asyncio.run(code(vault))
+
+
+async def cancelled_in(begun: threading.Event, may_end: threading.Event, act: Awaitable[object]):
+    """Cancel what works in a thread; it must not leave before the thread has."""
+    task = asyncio.ensure_future(act)
+    assert await asyncio.to_thread(begun.wait, 30)
+    task.cancel()
+    for _ in range(5):
+        await asyncio.sleep(0)
+    left_behind = task.done()
+    may_end.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert not left_behind
+
+
+def test_a_seal_that_nobody_waits_for_any_more_ends_before_its_memory_goes(
+    shm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would say SEALED of a segment that was given to another shard meanwhile."""
+    begun, may_end = threading.Event(), threading.Event()
+    real = segments.grain_digests
+
+    def slow(image: memoryview) -> bytes:
+        begun.set()
+        assert may_end.wait(30)
+        return real(image)
+
+    monkeypatch.setattr(segments, "grain_digests", slow)
+    with opened(shm_path) as vault:
+        asyncio.run(cancelled_in(begun, may_end, sealed(vault)))
+
+
+def test_a_coder_that_is_cancelled_leaves_nobody_writing_into_its_segment(shm_path: Path) -> None:
+    begun, may_end = threading.Event(), threading.Event()
+
+    class Slow(ZfecCodec):
+        def encode_into(self, *arguments: object) -> None:
+            begun.set()
+            assert may_end.wait(30)
+            super().encode_into(*arguments)
+
+    async def code(vault: Vault) -> None:
+        group = group_of_three(parity=1)
+        records = await three_shards(vault)
+        task, peers = encode_of(group, records)
+        nobody = Peer(records, lambda: asyncio.sleep(0))
+        transfers = Transfers(Home("n0", 0), vault, nobody, Slow(), Conduct())
+        await cancelled_in(begun, may_end, transfers.encode(task, peers))
+        place = ParityPlace(group.shards, 1, 0, 0)
+        own = await vault.begin_parity("job", VERSION, place, [IMAGE_BYTES] * 3)
+        assert own.state is State.WRITING
+        vault.give_back(own)
 
     with opened(shm_path) as vault:
         asyncio.run(code(vault))

@@ -1,0 +1,38 @@
+"""The benchmarks run; what they say is not looked at here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from snapshotd.coding.codec import ZfecCodec
+from tests.bench import coding, limits
+from tests.bench.harness import TINY, Scale, report
+
+pytestmark = pytest.mark.skipif(
+    type(coding.choose_codec().codec) is ZfecCodec, reason="no ISA-L is here"
+)
+
+
+@pytest.mark.parametrize("bench", [limits, coding], ids=lambda bench: bench.__name__)
+def test_it_runs(bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "bench.json"
+    report(bench.run(TINY), path)
+    written = json.loads(path.read_text())
+    assert written["machine"]["cores"]
+    assert written["tables"]
+    assert all(table["rows"] for table in written["tables"])
+    assert written["tables"][0]["title"].split()[0] in capsys.readouterr().out
+
+
+def test_ratios_are_of_the_same_bytes() -> None:
+    """A stripe is whole chunks, and every way of coding it gives the same parity."""
+    (stripe,) = [s for s in coding._stripes(Scale(8 << 20, 1)) if s.k == 3]
+    codec = coding.choose_codec().codec
+    limits.raw_isal(3, 1, 64 << 10, stripe.data, stripe.parity)()
+    raw = stripe.parity.tobytes()
+    stripe.parity[:] = 0
+    coding._encoding(codec, stripe, 256 << 10)()
+    assert stripe.parity.tobytes() == raw
