@@ -185,8 +185,12 @@ class Cluster:
             {v for j, v, w in t.slot.memory if j == JOB and w == t.shard} for t in gang.trainers
         ]
         newest = max(set.intersection(*sealed), default=Version(0, 0))
+        there = {node.name for node in self.nodes.values() if not node.gone}
         for node in self.nodes.values():
             job = next((j for j in node.board.jobs() if j.job == JOB), None) if node.board else None
+            gone = set(node.board.membership.live(self.clock.now_s)) - there if node.board else None
+            if gone:
+                return f"{node.name} has not noticed yet that {gone} is gone"
             if job is None or job.economy.rows_less:
                 return f"{node.name} saves memory: {job}"
             if job.committed != newest or job.committed_in != job.lineage:
