@@ -7,6 +7,8 @@ digests have their length, and no count is beyond what any cluster has.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import Final
 
 from snapshotd.core.trust import LAST_PAUSE_S, MAX_ACCUSED
 from snapshotd.metadata import (
@@ -54,6 +56,12 @@ from snapshotd.wire.protocol import (
 )
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
+
+#: Decisions whose messages are kept: every node tells those of all jobs with each change.
+REMEMBERED: Final = 64
+#: ... of those that came in, only such as strangers cannot fill memory with.
+MAX_REMEMBERED_BYTES: Final = 64 << 10
+_told: dict[int, tuple[Decision, pb.Decision]] = {}
 
 
 def ranges_from(
@@ -124,6 +132,16 @@ def decision_id_from(m: pb.DecisionId) -> DecisionId:
 
 
 def decision_to(d: Decision) -> pb.Decision:
+    """The message is shared, and only to be copied from: all facts tell the same few decisions."""
+    known = _told.get(id(d))
+    if known is None or known[0] is not d:
+        if len(_told) >= REMEMBERED:
+            _told.clear()
+        known = _told[id(d)] = (d, _decision_to(d))
+    return known[1]
+
+
+def _decision_to(d: Decision) -> pb.Decision:
     message = pb.Decision(
         id=decision_id_to(d.id),
         job=d.job,
@@ -144,6 +162,16 @@ def decision_to(d: Decision) -> pb.Decision:
 
 
 def decision_from(m: pb.Decision) -> Decision:
+    raw = m.SerializeToString(deterministic=True)
+    return _heard(raw) if len(raw) <= MAX_REMEMBERED_BYTES else _decision_from(m)
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _heard(raw: bytes) -> Decision:
+    return _decision_from(pb.Decision.FromString(raw))
+
+
+def _decision_from(m: pb.Decision) -> Decision:
     if not 0 < m.world <= MAX_WORLD or [i.shard for i in m.incarnations] != list(range(m.world)):
         raise malformed(f"a decision for {m.world} ranks names {len(m.incarnations)} trainers")
     outcome = m.WhichOneof("outcome")
