@@ -6,18 +6,17 @@ Started by the supervisor, one a slot. It ends when its supervisor does; its seg
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import signal
 import sys
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import zmq.asyncio
-from pydantic import BaseModel, ConfigDict
 
 from snapshotd.coding.choice import choose_codec
-from snapshotd.config import Config
-from snapshotd.config.model import CodecName, LogFormat, LogLevel
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
@@ -42,13 +41,18 @@ from snapshotd.telemetry.logs import configure
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import trainer_lock_name
 
+if TYPE_CHECKING:
+    from snapshotd.config import CodecName, Config, LogFormat, LogLevel
+
 log = logging.getLogger(__name__)
 
 
-class SmpSettings(BaseModel):
-    """What a supervisor tells an SMP on its command line."""
+@dataclass(frozen=True)
+class SmpSettings:
+    """What a supervisor tells an SMP on its command line.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    It is checked already; so the SMP does without the modules that check, and their memory.
+    """
 
     cluster_id: str
     node_id: str
@@ -87,7 +91,13 @@ class SmpSettings(BaseModel):
         )
 
     def to_json(self) -> str:
-        return self.model_dump_json()
+        return json.dumps(asdict(self), default=str)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        values = json.loads(text)
+        paths = {name: Path(values[name]) for name in ("run_dir", "shm_dir")}
+        return cls(**{**values, **paths})
 
 
 async def run(settings: SmpSettings) -> None:
@@ -165,7 +175,7 @@ async def _until(stop: asyncio.Event) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the SMP program."""
     (text,) = sys.argv[1:] if argv is None else argv
-    settings = SmpSettings.model_validate_json(text)
+    settings = SmpSettings.from_json(text)
     configure(settings.log_level, settings.log_format, settings.node_id)
     try:
         asyncio.run(run(settings))

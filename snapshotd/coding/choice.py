@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from snapshotd.coding.codec import Codec, ZfecCodec
 from snapshotd.coding.isal import IsalCodec, libraries
 from snapshotd.coding.known_answers import known_answer_test
-from snapshotd.config.model import CodecName
 from snapshotd.errors import ConfigError, SnapshotdError
+
+if TYPE_CHECKING:
+    from snapshotd.config import CodecName
 
 _REMEDY: Final = "install pyeclib (pip) or libisal2 (the system's packages)"
 

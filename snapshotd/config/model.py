@@ -20,7 +20,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from snapshotd.config.address import check_address
+from snapshotd.wire.address import EXPECTED, BadAddress, check_address
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -41,7 +41,17 @@ def _absolute(path: Path) -> Path:
 
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
-Address = Annotated[str, AfterValidator(check_address)]
+
+
+def _address(text: str) -> str:
+    try:
+        return check_address(text)
+    except BadAddress as error:
+        facts = {"why": str(error), "expected": EXPECTED}
+        raise PydanticCustomError("address", "{why}", facts) from error
+
+
+Address = Annotated[str, AfterValidator(_address)]
 # Paths come as text from every source; strictness would ask for pathlib objects.
 Directory = Annotated[Path, Strict(strict=False), AfterValidator(_absolute)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]

@@ -10,12 +10,10 @@ from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
 
-from pydantic_core import PydanticCustomError
-
 from snapshotd.coding.digest import content_digest
-from snapshotd.config.address import check_address
 from snapshotd.core.placement import MAX_GROUP
 from snapshotd.errors import RequestError
+from snapshotd.wire.address import BadAddress, check_address
 from snapshotd.wire.protocol import (
     DIGEST_BYTES,
     MAX_EPOCH,
@@ -114,7 +112,7 @@ def check_peer_address(address: str) -> None:
     check_name("an address", address)
     try:
         check_address(address)
-    except PydanticCustomError as error:
+    except BadAddress as error:
         raise malformed(f"the address {address[:80]!r} cannot be dialled: {error}") from error
 
 

@@ -536,7 +536,7 @@ def test_torchrun_restarts_its_workers_beside_one_daemon(
         [*run_options(node), *torchrun, script, tmp_path],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
         check=False,
     )
     assert ran.returncode == 0, ran.stderr[-4000:]
