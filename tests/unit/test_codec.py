@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshotd.coding import isal
+from snapshotd.coding import choice, isal
 from snapshotd.coding.choice import choose_codec
 from snapshotd.coding.codec import MAX_BLOCKS, Codec, ZfecCodec
 from snapshotd.coding.isal import IsalCodec, libraries
@@ -279,6 +279,16 @@ def test_without_isal_zfec_computes_and_says_so(monkeypatch: pytest.MonkeyPatch)
     assert "install pyeclib" in chosen.note
     with pytest.raises(ConfigError, match=r"libisal-that-is-not-here.*Install pyeclib.*auto"):
         choose_codec("isal")
+
+
+@pytest.mark.skipif(not ISAL, reason="no ISA-L is here")
+def test_the_next_one_is_taken_and_the_first_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [("libisal-that-is-broken.so", "from the wheel"), *libraries()]
+    monkeypatch.setattr(choice, "libraries", lambda: found)
+    chosen = choose_codec("isal")
+    assert isinstance(chosen.codec, IsalCodec)
+    assert "libisal-that-is-broken" in chosen.note
+    assert chosen.codec.name in chosen.note
 
 
 def test_a_library_of_another_kind_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
