@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
 import threading
 from contextlib import suppress
@@ -260,6 +261,15 @@ def hide_isal(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(isal.metadata, "distribution", absent)
     monkeypatch.setattr(isal, "_SONAME", "libisal-that-is-not-here.so")
+
+
+@CODECS
+def test_blocks_too_long_to_be_counted_are_refused(codec: Codec) -> None:
+    with mmap.mmap(-1, 1 << 31) as untouched, memoryview(untouched) as block:
+        with pytest.raises(ValueError, match="2147483648 bytes, at most 2147483647"):
+            codec.encode_into(1, 1, [block], [0], [block])
+        with pytest.raises(ValueError, match="at most"):
+            codec.decode_into(1, 1, {1: block}, [0], [block])
 
 
 @pytest.mark.skipif(not ISAL, reason="no ISA-L is here")
