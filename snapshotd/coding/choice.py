@@ -22,7 +22,7 @@ class Choice:
 
     Attributes:
         codec: what computes the code in this process.
-        note: why it is a slow one although a fast one was welcome; empty where it is not.
+        note: what had to be passed over for it, and why; empty where nothing had to be.
     """
 
     codec: Codec
@@ -46,7 +46,8 @@ def choose_codec(wanted: CodecName = "auto") -> Choice:
         except (OSError, AttributeError, SnapshotdError) as error:
             refused.append(str(error))
         else:
-            return Choice(codec)
+            passed = f"the code is computed by {codec.name}: {'; '.join(refused)}"
+            return Choice(codec, passed if refused else "")
     why = "; ".join(refused)
     if wanted == "isal":
         raise ConfigError(

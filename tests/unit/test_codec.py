@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes
+import mmap
 import platform
 import threading
 from contextlib import suppress
@@ -11,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from snapshotd.coding import isal
+from snapshotd.coding import choice, isal
 from snapshotd.coding.choice import choose_codec
 from snapshotd.coding.codec import MAX_BLOCKS, Codec, ZfecCodec
 from snapshotd.coding.isal import IsalCodec, libraries
@@ -262,6 +263,15 @@ def hide_isal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(isal, "_SONAME", "libisal-that-is-not-here.so")
 
 
+@CODECS
+def test_blocks_too_long_to_be_counted_are_refused(codec: Codec) -> None:
+    with mmap.mmap(-1, 1 << 31) as untouched, memoryview(untouched) as block:
+        with pytest.raises(ValueError, match="2147483648 bytes, at most 2147483647"):
+            codec.encode_into(1, 1, [block], [0], [block])
+        with pytest.raises(ValueError, match="at most"):
+            codec.decode_into(1, 1, {1: block}, [0], [block])
+
+
 @pytest.mark.skipif(not ISAL, reason="no ISA-L is here")
 def test_the_fastest_that_proves_itself_is_chosen() -> None:
     chosen = choose_codec()
@@ -279,6 +289,16 @@ def test_without_isal_zfec_computes_and_says_so(monkeypatch: pytest.MonkeyPatch)
     assert "install pyeclib" in chosen.note
     with pytest.raises(ConfigError, match=r"libisal-that-is-not-here.*Install pyeclib.*auto"):
         choose_codec("isal")
+
+
+@pytest.mark.skipif(not ISAL, reason="no ISA-L is here")
+def test_the_next_one_is_taken_and_the_first_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [("libisal-that-is-broken.so", "from the wheel"), *libraries()]
+    monkeypatch.setattr(choice, "libraries", lambda: found)
+    chosen = choose_codec("isal")
+    assert isinstance(chosen.codec, IsalCodec)
+    assert "libisal-that-is-broken" in chosen.note
+    assert chosen.codec.name in chosen.note
 
 
 def test_a_library_of_another_kind_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
