@@ -58,7 +58,7 @@ from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 #: Decisions whose messages are kept: every node tells those of all jobs with each change.
-REMEMBERED: Final = 64
+REMEMBERED: Final = 16
 #: ... of those that came in, only such as strangers cannot fill memory with.
 MAX_REMEMBERED_BYTES: Final = 64 << 10
 _told: dict[int, tuple[Decision, pb.Decision]] = {}
