@@ -200,8 +200,9 @@ class Cluster:
                     return f"{slot.home} is short of memory"
                 if slot.machine is None or slot.machine.filling is not None:
                     return f"a buffer of {slot.home} is still claimed"
-                if slot.machine.next_wake_s() is not None:
-                    return f"{slot.home} will try something again"
+                work = slot.machine._coding._running | slot.machine._rebuilding._running
+                if work or slot.machine.next_wake_s() is not None:
+                    return f"{slot.home} works, or will try something again"
                 if any(not sound(b) for b in slot.memory.values()):
                     return f"the damage at {slot.home} is not found"
         return "" if self.oracle.protected() else f"{newest} is not protected"
