@@ -102,8 +102,8 @@ def _shrunk(
     if not gone or not stay or group.parity == 0:
         yield group
         return
-    parity = min(group.parity, len(stay) - 1)
-    yield Group(stay, parity, min(group.unkept, parity))
+    parity, rows = (min(count, len(stay) - 1) for count in (group.parity, group.rows))
+    yield Group(stay, parity, parity - rows)
     for member in gone:
         for home in _refuges(member.shard, group.rows + 1, stay, job, version, slots):
             yield Group((Member(member.shard, home),), 0)

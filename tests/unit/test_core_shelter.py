@@ -17,6 +17,7 @@ from snapshotd.metadata import (
     DataHolding,
     Decision,
     DecisionId,
+    Economy,
     Group,
     Home,
     JobFacts,
@@ -112,6 +113,16 @@ def test_a_stand_in_without_room_is_passed_over(begun: bool) -> None:
     assert nodes(group) == ["a0", "z0", "c0"]
     first, *_ = keepers(job_of(decision), slots, away(decision, "b0", "b0", spares="y0"))
     assert nodes(first) == ["a0", "c0"], "nobody else comes: the group is shrunk"
+
+
+def test_a_shrunk_group_keeps_as_many_rows_as_the_whole_one_did() -> None:
+    """Where memory is short one row of two is kept: the two nodes that remain keep one, too."""
+    decision = decided(3, 2)
+    job = replace(job_of(decision), economy=Economy(1, 1))
+    slots = without(protected(*decision.groups), "b0")
+    shrunk, *copies = keepers(job, slots, away(decision, "b0", "b0"))
+    assert (nodes(shrunk), shrunk.parity, shrunk.rows) == (["a0", "c0"], 1, 1)
+    assert [nodes(c) for c in copies] == [["c0"], ["a0"]]
 
 
 def test_a_stand_in_that_has_begun_keeps_its_place() -> None:
