@@ -103,14 +103,8 @@ def decide(now: Situation) -> Decision | Wait | None:
     if present and not (present.refusal and freshly):
         return present
     outcome = _decide_anew(now, by_shard, homes)
-    if not isinstance(outcome, Decision) or not outcome.refusal:
-        return outcome
-    if present and outcome.refusal == present.refusal:
+    if present and isinstance(outcome, Decision) and outcome.refusal == present.refusal:
         return present
-    living = _training(now)
-    if living:
-        # A decision, even a refusal, would take the place of the one they are protected by.
-        return Wait(f"{outcome.refusal}; and the job trains on {living}: end one of the two")
     return outcome
 
 
@@ -208,16 +202,6 @@ def _other_world(now: Situation, world: int) -> str:
         f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it, at "
         f"{now.known.committed}"
     )
-
-
-def _training(now: Situation) -> str:
-    """Where trainers of the job live that had their answer, by name."""
-    decision = now.known.decision if now.known else None
-    if now.known is None or decision is None or now.known.lineage != decision.id.epoch:
-        return ""
-    trainers = [(home, facts.trainer) for home, facts in sorted(now.slots.items())]
-    living = (str(h) for h, t in trainers if t and t.decision == decision.id and not t.waiting)
-    return ", ".join(islice(living, MAX_NAMED))
 
 
 def _failed(slots: Slots, decision: Decision) -> bool:

@@ -310,23 +310,6 @@ def test_the_plan_says_what_is_missing() -> None:
     assert mind.plan(JOB, 1.0)[0] == SAVED
 
 
-def test_a_refusal_takes_no_protection_from_those_that_train() -> None:
-    """Somebody starts one rank by the name of a job that trains on two."""
-    held = slots(SAVED)
-    began = decided(held, known=KNOWN)
-    known = replace(KNOWN, epoch=began.id.epoch, lineage=began.id.epoch, decision=began)
-    training = {
-        h: replace(f, trainer=replace(f.trainer, waiting=False, decision=began.id, staged=True))
-        for h, f in held.items()
-        if f.trainer is not None
-    }
-    alone = {Home("c", 0): SlotFacts(0, "up", trainer(0, world=1, incarnation="alone"))}
-    why = reason({**training, **alone}, known=known)
-    assert "was saved by 2 ranks and 1 ask to restore it" in why
-    assert "the job trains on a/0, b/0: end one of the two" in why
-    assert decided(alone, known=known).refusal_kind is RefusalKind.OTHER_WORLD
-
-
 def test_a_left_over_trainer_completes_no_set_with_those_about_to_be_answered() -> None:
     held = slots()
     stated = decided(held)
