@@ -6,7 +6,7 @@ tiny, so that what is seen is the cost of the protocol and not of the bytes.
 
 from __future__ import annotations
 
-import time
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -43,7 +43,7 @@ def _measured(cluster: Cluster, count: int, scale: Scale) -> Iterator[dict[str, 
     job.train_protected(2)
     look_s = LOOK_S * scale.repeats
     before = _cpu_s(nodes)
-    time.sleep(look_s)  # noqa: TID251  # nothing is to happen
+    _look(nodes, look_s)
     idle = _spent(before, _cpu_s(nodes))
     before = _cpu_s(nodes)
     job.train_protected(SNAPSHOTS)
@@ -59,6 +59,17 @@ def _measured(cluster: Cluster, count: int, scale: Scale) -> Iterator[dict[str, 
             "own_mib": max(m.uss for m in memory) / MIB,
         }
     job.close()
+
+
+def _look(nodes: list[Node], look_s: float) -> None:
+    """Let time pass in which nothing happens, and no daemon ends."""
+    for node in nodes:
+        assert node.process is not None
+        try:
+            ended = node.process.wait(look_s / len(nodes))
+        except subprocess.TimeoutExpired:
+            continue
+        raise AssertionError(f"{node.name} ended with {ended}:\n{node.tail()}")
 
 
 def _pids(nodes: list[Node]) -> dict[str, list[int]]:

@@ -8,16 +8,23 @@ from pathlib import Path
 import pytest
 
 from snapshotd.coding.codec import ZfecCodec
-from tests.bench import coding, limits
+from tests.bench import coding, daemon, limits
 from tests.bench.harness import TINY, Scale, report
 
-pytestmark = pytest.mark.skipif(
+needs_isal = pytest.mark.skipif(
     type(coding.choose_codec().codec) is ZfecCodec, reason="no ISA-L is here"
 )
 
 
-@pytest.mark.parametrize("bench", [limits, coding], ids=lambda bench: bench.__name__)
-def test_it_runs(bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "bench",
+    [pytest.param(limits, marks=needs_isal), pytest.param(coding, marks=needs_isal), daemon],
+    ids=lambda bench: bench.__name__,
+)
+def test_it_runs(
+    bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(daemon, "NODES", (2,))
     path = tmp_path / "bench.json"
     report(bench.run(TINY), path)
     written = json.loads(path.read_text())
@@ -27,6 +34,7 @@ def test_it_runs(bench, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert written["tables"][0]["title"].split()[0] in capsys.readouterr().out
 
 
+@needs_isal
 def test_ratios_are_of_the_same_bytes() -> None:
     """A stripe is whole chunks, and every way of coding it gives the same parity."""
     (stripe,) = [s for s in coding._stripes(Scale(8 << 20, 1)) if s.k == 3]
