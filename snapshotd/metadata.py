@@ -168,7 +168,11 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class TrainerFacts:
-    """What a slot knows of its trainer."""
+    """What a slot knows of its trainer.
+
+    `launch` is shared by all ranks of one start of the job, and by those of no other start; empty
+    where the trainer cannot tell.
+    """
 
     job: str
     run_id: str
@@ -184,6 +188,12 @@ class TrainerFacts:
     passed_step: int = 0
     skipped: int = 0
     present: bool = True
+    launch: str = ""
+
+    @property
+    def start(self) -> tuple[str, str, int]:
+        """What trainers must have in common to restore together."""
+        return (self.run_id, self.launch, self.world)
 
 
 @dataclass(frozen=True, slots=True)
@@ -259,7 +269,7 @@ class Economy:
 
 @dataclass(frozen=True, slots=True)
 class JobFacts:
-    """What a node knows of a job: its epoch, its restore point, the newest decision.
+    """What a node knows of a job: its epoch, its restore point, its decisions.
 
     Attributes:
         epoch: newest epoch anyone decided, released or not.
@@ -267,6 +277,10 @@ class JobFacts:
         committed: the restore point ("watermark"), None before the first.
         committed_in: epoch in whose groups `committed` is protected; below `lineage` from a
             restore until the group has protected the restored step again.
+        decision: the one released to all ranks, of epoch `lineage`: in its groups the job is
+            protected. None where this node has no more than the restore point, or it was dropped.
+        pending: the newest one stated since; a refusal, or not released yet. Not kept once nobody
+            waits for it.
     """
 
     job: str
@@ -278,11 +292,18 @@ class JobFacts:
     decision: Decision | None = None
     cadence: Cadence = Cadence()
     economy: Economy = Economy()
+    pending: Decision | None = None
+
+    @property
+    def restoring(self) -> Decision | None:
+        """The decision that is about to be released to all ranks, which ends this lineage."""
+        return None if self.pending is None or self.pending.refusal else self.pending
 
     @property
     def dropped(self) -> bool:
         """Whether it was given up: all that is left is the epoch in which that was done."""
-        return self.lineage > 0 and self.decision is None and self.committed is None
+        nothing = self.decision is None and self.pending is None and self.committed is None
+        return self.lineage > 0 and nothing
 
 
 @dataclass(frozen=True, slots=True)

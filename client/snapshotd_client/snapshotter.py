@@ -32,6 +32,7 @@ from snapshotd_client.errors import (
 )
 from snapshotd_client.handover import Handover
 from snapshotd_client.identity import identify
+from snapshotd_client.launch import this_launch
 from snapshotd_client.results import Restored, Status
 from snapshotd_client.waiting import Deadline
 
@@ -95,6 +96,7 @@ class Snapshotter:
             local_rank=local_rank,
             run_dir=run_dir,
         )
+        self._launch = this_launch()
         self._decision: node_pb2.DecisionId | None = None
         self._alone = False  # restore() found no daemon, and none is required
         self._progress = pb.Progress()
@@ -319,6 +321,7 @@ class Snapshotter:
             client_version=CLIENT_VERSION,
             decision=self._decision,
             passed_step=self._next_step,
+            launch=self._launch,
         )
 
     def _on_progress(self, progress: pb.Progress) -> None:

@@ -308,7 +308,7 @@ class Board:
 
     def _judge_economy(self, known: JobFacts, slots: Slots, now_s: float) -> JobFacts:
         decision = known.decision
-        if decision is None or known.lineage != decision.id.epoch:
+        if decision is None or known.restoring:
             return known
         homes = {m.home for g in decision.groups for m in g.members}
         notes = self._notes[known.job]

@@ -8,10 +8,12 @@ from snapshotd.metadata import Group, JobFacts, TrainerFacts
 
 def out_of_epoch(trainer: TrainerFacts, job: JobFacts | None) -> str:
     """Why no snapshot of this trainer can count now; empty when it can."""
-    if job is None or job.decision is None or job.lineage == 0:
+    if job is None or job.decision is None:
         return "this node does not know the job's groups yet"
-    if trainer.decision != job.decision.id or job.lineage != job.decision.id.epoch:
-        return f"the job is being restored in epoch {job.epoch}"
+    if job.restoring:
+        return f"the job is being restored in epoch {job.restoring.id.epoch}"
+    if trainer.decision != job.decision.id:
+        return f"the job is in epoch {job.lineage}, and this trainer is of another"
     return ""
 
 

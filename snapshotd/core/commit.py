@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from snapshotd.core.protection import Slots, demanded, newest_protected
-from snapshotd.core.restore import released
-from snapshotd.metadata import Cadence, Decision, Economy, JobFacts, Version
+from snapshotd.core.restore import abandoned, released
+from snapshotd.metadata import Decision, JobFacts, Version
 
 _NEVER = Version(-1, -1)  # before any version
 
@@ -22,11 +22,8 @@ def merge(mine: JobFacts | None, theirs: JobFacts) -> JobFacts:
     if mine is None:
         return theirs
     point = max(mine, theirs, key=_point_key)
-    decision = max(
-        (d for d in (mine.decision, theirs.decision) if d is not None),
-        key=lambda d: d.id,
-        default=None,
-    )
+    decided = [d for d in (mine.decision, theirs.decision) if d is not None]
+    newer = (d for d in (mine.pending, theirs.pending) if d and d.id.epoch > point.lineage)
     return JobFacts(
         job=mine.job,
         world=point.world,
@@ -34,9 +31,10 @@ def merge(mine: JobFacts | None, theirs: JobFacts) -> JobFacts:
         lineage=point.lineage,
         committed=point.committed,
         committed_in=point.committed_in,
-        decision=decision,
+        decision=next((d for d in decided if d.id.epoch == point.lineage), None),
         cadence=max(mine, theirs, key=_cadence_key).cadence,
         economy=max(mine, theirs, key=_economy_key).economy,
+        pending=max(newer, key=lambda d: d.id, default=None),
     )
 
 
@@ -50,27 +48,26 @@ def merge_all(facts: Iterable[JobFacts]) -> JobFacts | None:
 
 def stated(known: JobFacts | None, decision: Decision) -> JobFacts:
     """What is known once a decision has been stated."""
-    fresh = JobFacts(decision.job, epoch=decision.id.epoch, decision=decision)
+    fresh = JobFacts(decision.job, epoch=decision.id.epoch, pending=decision)
     return merge(known, fresh)
 
 
 def advance(known: JobFacts, slots: Slots) -> JobFacts:
-    """Draw the conclusions that the slots' facts allow: released, committed."""
-    decision = known.decision
-    if decision is None or decision.refusal:
-        return known
-    if known.lineage < decision.id.epoch:
-        if not released(decision, slots):
-            return known
-        known = replace(
-            known,
-            world=decision.world,
-            lineage=decision.id.epoch,
-            committed=decision.restore,
-            committed_in=0,
-            cadence=Cadence(),
-            economy=Economy(),
+    """Draw the conclusions that the slots' facts allow: released or abandoned, committed."""
+    pending = known.pending
+    if pending is not None and not pending.refusal and released(pending, slots):
+        known = JobFacts(
+            job=known.job,
+            world=pending.world,
+            epoch=known.epoch,
+            lineage=pending.id.epoch,
+            committed=pending.restore,
+            decision=pending,
         )
+    elif pending is not None and abandoned(pending, slots):
+        known = replace(known, pending=None)
+    if known.decision is None or known.restoring:
+        return known
     version = newest_protected(known.job, demanded(known), slots)
     if version is None or not _newer(version, known):
         return known

@@ -31,8 +31,7 @@ def stripes_to_code(
         versions: whose data the slot holds, oldest first.
         slots: facts of all slots.
     """
-    decision = job.decision
-    if decision is None or job.lineage != decision.id.epoch:
+    if job.decision is None or job.restoring:
         return []
     tasks: list[Encode | None] = []
     for version in versions:

@@ -28,7 +28,7 @@ def shards_to_rebuild(
     return [
         Rebuild(job.job, member.shard, job.committed)
         for job in orders.jobs
-        if job.decision is not None and job.lineage == job.decision.id.epoch
+        if job.decision is not None and not job.restoring
         for group in orders.keepers(job)
         for member in group.members
         if member.home == home
@@ -44,7 +44,7 @@ def lost_after_coding(job: JobFacts, home: Home, slots: Slots) -> Iterator[Rebui
     shard is not back, it is never committed here.
     """
     facts = slots.get(home)
-    if facts is None or job.decision is None or job.lineage != job.decision.id.epoch:
+    if facts is None or job.decision is None or job.restoring:
         return
     versions = sorted({p.version for p in facts.parity if p.job == job.job})
     for group in demanded(job):

@@ -3,8 +3,8 @@
 Facts in, a decision or the reason to wait out. How a decision becomes an answer:
 
 1. Of the live nodes with a waiting trainer, the one with the lowest id (`stating_node`) sees a
-   trainer of every shard waiting and states a `Decision` for exactly these incarnations, under
-   an epoch newer than any known.
+   trainer of every shard waiting, all of one start of the job, and states a `Decision` for exactly
+   these incarnations, under an epoch newer than any known.
 2. Each slot *adopts* the greatest decision it sees for its trainer, brings its shard into its own
    memory (`Local`, `Copy` or `Decode`), verifies it, and says *staged*; or says why it failed,
    and the coordinator decides again from what is left.
@@ -44,6 +44,11 @@ from snapshotd.wire.protocol import MAX_EPOCH
 
 #: Shards named in one sentence that goes to every slot.
 MAX_NAMED: Final = 16
+#: Starts of a job named in it, where none is complete.
+MAX_STARTS: Final = 4
+
+#: Trainers of one start of a job that wait, and where.
+_Start = list[tuple[Home, TrainerFacts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,18 +90,19 @@ class Situation:
 
 def decide(now: Situation) -> Decision | Wait | None:
     """The decision for the trainers that wait, the reason to wait, or None where none waits."""
-    waiting = _waiting(now)
-    if not waiting:
+    starts = _starts(now)
+    if not starts:
         return None
-    problem = _incomplete(waiting)
-    if problem:
-        return Wait(problem)
+    problems = [_incomplete(start) for start in starts]
+    if all(problems):
+        return Wait("; ".join(problems[:MAX_STARTS]))
+    whole = [start for start, problem in zip(starts, problems, strict=True) if not problem]
+    # One that is being restored is not given up for another that waits beside it.
+    present, waiting = next(
+        ((d, start) for start in whole if (d := _decided_for(now, start))), (None, whole[0])
+    )
     homes = {facts.shard: home for home, facts in waiting}
     by_shard = sorted((facts for _, facts in waiting), key=lambda t: t.shard)
-    incarnations = tuple(t.incarnation for t in by_shard)
-    present = now.known.decision if now.known else None
-    if present and (present.incarnations != incarnations or _failed(now.slots, present)):
-        present = None
     if _next_epoch(now) > MAX_EPOCH:
         return Wait(f"some node speaks of epoch {MAX_EPOCH}, after which there is none")
     freshly = all(t.allow_fresh for t in by_shard)
@@ -148,12 +154,26 @@ def _waits(trainer: TrainerFacts, job: str) -> bool:
     return trainer.job == job and trainer.waiting and trainer.present
 
 
-def _waiting(now: Situation) -> list[tuple[Home, TrainerFacts]]:
-    return [
-        (home, f.trainer)
-        for home, f in sorted(now.slots.items())
-        if f.trainer is not None and _waits(f.trainer, now.job) and not _answered(now, f.trainer)
-    ]
+def _starts(now: Situation) -> list[_Start]:
+    """The trainers that wait, by the start of the job they belong to.
+
+    One that is left over from an earlier start completes no set with those of a new one: they
+    could not train together.
+    """
+    found: dict[tuple[str, str, int], _Start] = {}
+    for home, facts in sorted(now.slots.items()):
+        trainer = facts.trainer
+        if trainer is not None and _waits(trainer, now.job) and not _answered(now, trainer):
+            found.setdefault(trainer.start, []).append((home, trainer))
+    return list(found.values())
+
+
+def _decided_for(now: Situation, start: _Start) -> Decision | None:
+    """What was decided for exactly these trainers, and still stands."""
+    incarnations = tuple(t.incarnation for _, t in sorted(start, key=lambda s: s[1].shard))
+    known = (now.known.pending, now.known.decision) if now.known else ()
+    for_them = (d for d in known if d is not None and d.incarnations == incarnations)
+    return next((d for d in for_them if not _failed(now.slots, d)), None)
 
 
 def _answered(now: Situation, trainer: TrainerFacts) -> bool:
@@ -163,20 +183,12 @@ def _answered(now: Situation, trainer: TrainerFacts) -> bool:
     of its own start that had its answer a moment sooner no longer contradicts.
     """
     decision = now.known.decision if now.known else None
-    if now.known is None or decision is None or now.known.lineage != decision.id.epoch:
-        return False
-    return trainer.staged and trainer.decision == decision.id
+    return trainer.staged and decision is not None and trainer.decision == decision.id
 
 
-def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
-    """Why these trainers are not yet the whole job; empty when they are."""
-    for what, values in (
-        ("world sizes", {str(t.world) for _, t in waiting}),
-        ("run ids", {t.run_id for _, t in waiting}),
-    ):
-        if len(values) > 1:
-            return f"the waiting trainers disagree: {what} {', '.join(sorted(values))}"
-    world = waiting[0][1].world
+def _incomplete(waiting: _Start) -> str:
+    """Why the trainers of one start are not yet the whole job; empty when they are."""
+    run, world = waiting[0][1].run_id, waiting[0][1].world
     seen: dict[int, Home] = {}
     for home, trainer in waiting:
         if trainer.shard in seen:
@@ -186,7 +198,7 @@ def _incomplete(waiting: list[tuple[Home, TrainerFacts]]) -> str:
     lacking = list(islice((str(s) for s in range(world) if s not in seen), MAX_NAMED))
     if lacking:
         return (
-            f"{len(seen)} of {world} trainers have asked to restore; not yet: shard "
+            f"{len(seen)} of {world} trainers of run {run!r} have asked to restore; not yet: shard "
             + ", ".join(lacking)
             + (f" and {more} more" if more > 0 else "")
         )
@@ -320,6 +332,25 @@ def released(decision: Decision, slots: Slots) -> bool:
         if f.trainer is not None and f.trainer.decision == decision.id and f.trainer.staged
     }
     return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
+
+
+def abandoned(decision: Decision, slots: Slots) -> bool:
+    """Whether those it is for are gone, so that it will not be released, or is read by nobody.
+
+    A restore needs all of them, and each of them must be what its home tells of; a refusal is kept
+    as long as anybody waits.
+    """
+    if decision.refusal:
+        trainers = (f.trainer for f in slots.values())
+        return not any(t and t.waiting and t.incarnation in decision.incarnations for t in trainers)
+    for member in (m for g in decision.groups for m in g.members):
+        facts = slots.get(member.home)
+        if facts is None or not facts.address:
+            continue  # nothing is known of it now
+        here = facts.trainer.incarnation if facts.trainer else ""
+        if here != decision.incarnations[member.shard]:
+            return True
+    return False
 
 
 def should_adopt(trainer: TrainerFacts, decision: Decision, slots: Slots) -> bool:

@@ -32,7 +32,7 @@ def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str
     if point is None or job.committed_in != job.lineage:
         return ""
     if _undecided(job):
-        goal = job.decision.restore if job.decision and pressed else None
+        goal = job.restoring.restore if job.restoring and pressed else None
         older = goal is not None and version < min(goal, point)
         return f"the restore of {goal} needs its memory" if older else ""
     return f"superseded by {point}" if version < point else ""
@@ -57,7 +57,7 @@ def _undecided(job: JobFacts) -> bool:
     """A restore is being decided and may want anything; or this node has only its record."""
     if job.decision is None:
         return job.committed is not None
-    return job.lineage < job.decision.id.epoch
+    return job.restoring is not None
 
 
 @dataclass(frozen=True)
@@ -113,8 +113,8 @@ class Retention:
     def _settled(self) -> bool:
         """Whether the keepers hold all that they are to hold of the restore point."""
         job, point = self.job, self.job.committed
-        if job.decision is None or point is None:
+        if job.decision is None or point is None or job.restoring:
             return False
-        if not job.lineage == job.decision.id.epoch == job.committed_in:
+        if job.committed_in != job.lineage:
             return False
         return not any(lacking(g, job.job, point, self.slots) for g in self.keepers)

@@ -37,7 +37,7 @@ def keepers(job: JobFacts, slots: Slots, absence: Absence) -> tuple[Group, ...]:
     if decision is None:
         return ()
     lost = sorted(nodes_of(g for g in decision.groups if g.parity) & set(absence.dead))
-    if not lost or job.committed is None or job.lineage != decision.id.epoch:
+    if not lost or job.committed is None or job.restoring:
         return groups
     stand_ins = _stand_ins(decision, job.committed, lost, slots, absence)
     found: list[Group] = []

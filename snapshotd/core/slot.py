@@ -69,6 +69,7 @@ class SlotMachine:
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
+        self._goal: Version | None = None  # of the restore that the trainer waits for
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._coding: Pace[Encode] = Pace()
         self._rebuilding: Pace[Rebuild] = Pace()
@@ -110,7 +111,7 @@ class SlotMachine:
             other = facts.trainer
             if other is None or home == self.home or other.job != trainer.job:
                 continue
-            if other.waiting and other.shard == trainer.shard and other.world == trainer.world:
+            if other.waiting and other.shard == trainer.shard and other.start == trainer.start:
                 raise RequestError(
                     ErrorCode.DUPLICATE_RANK,
                     f"rank {trainer.shard} of job {trainer.job!r} is already waiting on {home}",
@@ -269,19 +270,20 @@ class SlotMachine:
     def _follow_decision(self) -> list[Instruction]:
         trainer = self.trainer
         job = self.orders.job(trainer.job) if trainer else None
-        if trainer is None or job is None or job.decision is None:
+        if trainer is None or job is None:
             return []
+        for stated in (job.pending, job.decision):
+            if stated is not None and should_adopt(trainer, stated, self._slots()):
+                return self._adopt(trainer, stated)
         decision = job.decision
-        if should_adopt(trainer, decision, self._slots()):
-            return self._adopt(trainer, decision)
-        ready = trainer.waiting and trainer.staged and trainer.decision == decision.id
-        if ready and job.lineage == decision.id.epoch:
+        if decision and trainer.waiting and trainer.staged and trainer.decision == decision.id:
             self._passed = decision.restore.step + 1 if decision.restore else 0
             self.trainer = replace(trainer, waiting=False)
             return [Answer(decision)]
         return []
 
     def _adopt(self, trainer: TrainerFacts, decision: Decision) -> list[Instruction]:
+        self._goal = decision.restore
         adopted = replace(trainer, decision=decision.id, staged=False, failure="")
         if decision.refusal:
             self.trainer = replace(adopted, waiting=False)
@@ -301,11 +303,19 @@ class SlotMachine:
                 job, keepers, self.home, slots, self._spared(job), pressed=job.job in self.short
             )
             for held in self._holdings.of(job.job):
+                if self._brought_back(held):
+                    continue
                 lost = self._hopeless.given_up(job, held.version)
                 reason = HOPELESS if lost else retention.may_free(held)
                 if reason:
                     found.append(self._free(held, job, reason))
         return found
+
+    def _brought_back(self, held: Holding) -> bool:
+        """Whether the trainer waits to be given it, whatever became of the decision meanwhile."""
+        trainer = self.trainer
+        waits = trainer is not None and trainer.waiting and trainer.job == held.job
+        return waits and held.version == self._goal
 
     def _spared(self, job: JobFacts) -> list[Version]:
         """Superseded versions that may stay: those for which no buffer is wanted yet."""
@@ -436,6 +446,7 @@ class SlotMachine:
 
     def _forget_trainer(self) -> None:
         self.trainer = None
+        self._goal = None
         self._claim = None
         self._filling = None
 

@@ -246,6 +246,7 @@ def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:
     check_rank(attach.shard, attach.world)
     check_name("an incarnation", message.incarnation)
     check_name("a run id", attach.run_id)
+    check_name("a launch", attach.launch, 0)
     check_step(attach.passed_step)
     return TrainerFacts(
         job=attach.job,
@@ -256,4 +257,5 @@ def trainer_facts(message: pb.ToDaemon) -> TrainerFacts:
         world=attach.world,
         decision=decision_id_from(attach.decision) if attach.HasField("decision") else None,
         passed_step=attach.passed_step,
+        launch=attach.launch,
     )

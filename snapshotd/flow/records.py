@@ -34,7 +34,7 @@ _SUFFIX = ".job"
 
 _POINT_SUFFIX = ".point"
 
-_Mark = tuple[int, int, DecisionId | None, bool, bool]
+_Mark = tuple[int, int, DecisionId | None, DecisionId | None, bool, bool]
 
 
 class Records:
@@ -66,7 +66,7 @@ class Records:
             if self._kept.get(job.job) != mark:
                 self._write(job, self._path(job.job), flush=True)
                 self._kept[job.job] = mark
-            restore_point = replace(job, decision=None)
+            restore_point = replace(job, decision=None, pending=None)
             if self._points.get(job.job) != restore_point:
                 self._write(restore_point, self._path(job.job).with_suffix(_POINT_SUFFIX))
                 self._points[job.job] = restore_point
@@ -122,6 +122,7 @@ def _mark(job: JobFacts) -> _Mark:
         job.epoch,
         job.lineage,
         job.decision.id if job.decision else None,
+        job.pending.id if job.pending else None,
         job.committed is not None,
         job.committed_in == job.lineage,
     )

@@ -65,9 +65,9 @@ def _shards_of(facts: SlotFacts) -> list[tuple[str, int]]:
 def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
     if job.decision is None:
         return "its groups are not known to this node yet"
-    if job.lineage < job.epoch:
+    if job.restoring:
         waits = board.orders(now_s).waits.get(job.job, "the ranks are being restored")
-        return f"epoch {job.epoch} is not released: {waits}"
+        return f"epoch {job.restoring.id.epoch} is not released: {waits}"
     if job.committed is None:
         return "no snapshot is committed yet"
     saving = _savings(job, board.slots(now_s)) if job.economy.rows_less else []

@@ -100,10 +100,11 @@ def checked_count(step: int) -> int:
     return step
 
 
-def check_name(what: str, name: str) -> None:
+def check_name(what: str, name: str, shortest: int = 1) -> None:
     """Refuse an empty or an endless name. Raises RequestError."""
-    if not 1 <= len(name) <= MAX_NAME_BYTES:
-        raise malformed(f"{what} of {len(name)} characters, 1 to {MAX_NAME_BYTES} expected")
+    if not shortest <= len(name) <= MAX_NAME_BYTES:
+        expected = f"{shortest} to {MAX_NAME_BYTES} expected"
+        raise malformed(f"{what} of {len(name)} characters, {expected}")
 
 
 @lru_cache(maxsize=MAX_NODES)

@@ -262,6 +262,7 @@ def trainer_to(t: TrainerFacts) -> pb.TrainerFacts:
         passed_step=t.passed_step,
         skipped=t.skipped,
         present=t.present,
+        launch=t.launch,
     )
 
 
@@ -270,6 +271,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
     check_rank(m.shard, m.world)
     check_name("an incarnation", m.incarnation)
     check_name("a run id", m.run_id)
+    check_name("a launch", m.launch, 0)
     return TrainerFacts(
         job=m.job,
         run_id=m.run_id,
@@ -285,6 +287,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
         passed_step=checked_count(m.passed_step),
         skipped=m.skipped,
         present=m.present,
+        launch=m.launch,
     )
 
 
@@ -347,13 +350,20 @@ def job_to(j: JobFacts) -> pb.JobFacts:
         decision=decision_to(j.decision) if j.decision else None,
         cadence=pb.Cadence(interval=j.cadence.interval, from_step=j.cadence.from_step),
         economy=pb.Economy(serial=j.economy.serial, rows_less=j.economy.rows_less),
+        pending=decision_to(j.pending) if j.pending else None,
     )
 
 
 def job_from(m: pb.JobFacts) -> JobFacts:
     check_job(m.job)
-    if m.HasField("decision") and m.decision.job != m.job:
-        raise malformed(f"facts of job {m.job!r} carry a decision of {m.decision.job[:40]!r}")
+    for name, decision in (("decision", m.decision), ("pending", m.pending)):
+        if m.HasField(name) and decision.job != m.job:
+            raise malformed(f"facts of job {m.job!r} carry a decision of {decision.job[:40]!r}")
+    released = not m.HasField("decision") or m.decision.id.epoch == m.lineage
+    if not released or m.decision.HasField("refusal"):
+        raise malformed(f"a decision that was not released counts as that of epoch {m.lineage}")
+    if m.HasField("pending") and m.pending.id.epoch <= m.lineage:
+        raise malformed(f"a decision is pending that is not newer than epoch {m.lineage}")
     if m.world > MAX_WORLD:
         raise malformed(f"facts of job {m.job!r} speak of {m.world} ranks, at most {MAX_WORLD}")
     return JobFacts(
@@ -366,6 +376,7 @@ def job_from(m: pb.JobFacts) -> JobFacts:
         decision=decision_from(m.decision) if m.HasField("decision") else None,
         cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
         economy=Economy(m.economy.serial, m.economy.rows_less),
+        pending=decision_from(m.pending) if m.HasField("pending") else None,
     )
 
 

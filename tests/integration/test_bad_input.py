@@ -296,6 +296,19 @@ def test_another_world_than_was_saved(steady: Steady) -> None:
     lone.vanish()
 
 
+def test_one_rank_is_started_by_the_name_of_a_job_that_trains(steady: Steady) -> None:
+    """It is told that it cannot be right; nothing is taken from those that train."""
+    lone = Rank(0, 1)
+    lone.attach(steady.nodes[0], 1, steady.job.name)
+    assert lone.snap is not None
+    with pytest.raises(WorldChanged, match="was saved by 2 ranks and 1 ask"):
+        lone.snap.restore()
+    for _ in range(2):
+        steady.job.train(1)
+        assert steady.job.protected() == steady.job.next_step - 1
+    lone.vanish()
+
+
 @pytest.mark.parametrize("on_lost", ["raise", "fresh"])
 def test_too_few_nodes_for_the_parity(steady: Steady, on_lost: str) -> None:
     lone = Rank(0, 1)

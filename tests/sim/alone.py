@@ -58,7 +58,7 @@ class LeftAlone:
         job = max(jobs, key=lambda j: (j.lineage, j.committed or Version(0, 0)), default=None)
         if promise is None or not promise.owed() or job is None or job.decision is None:
             return None
-        if job.committed != promise.version or job.lineage != job.decision.id.epoch:
+        if job.committed != promise.version or job.restoring:
             return None  # a restore was being decided when its trainers went away
         return job
 

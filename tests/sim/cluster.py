@@ -175,7 +175,8 @@ class Cluster:
             return "damage is not found"  # without parity only the next commit makes up for it
         if not self.oracle.protected():
             return f"{point.committed} is not protected"
-        return "" if {point.committed_in, point.lineage, point.epoch} == epochs else f"{point}"
+        settled = {point.committed_in, point.lineage} == epochs and not point.restoring
+        return "" if settled else f"{point}"
 
     def _rests(self) -> str:
         """What is lacking: the newest step that all sealed is committed, protected, known."""

@@ -68,7 +68,7 @@ class Launcher:
         if allow_fresh:
             cluster.oracle.forgotten()
         self._launches += 1
-        self.gang = gang = Gang(len(homes), allow_fresh=allow_fresh)
+        self.gang = gang = Gang(len(homes), str(self._launches), allow_fresh=allow_fresh)
         for shard, slot in enumerate(homes):
             trainer = Trainer(cluster, gang, shard, slot, f"{self._launches}.{shard}")
             gang.trainers.append(trainer)

@@ -145,8 +145,7 @@ def _free_when_a_newer_one_is_sealed() -> list[Patch]:
 
 def _free_before_the_new_groups_protect() -> list[Patch]:
     def settled(self: Retention) -> bool:
-        decision = self.job.decision
-        return decision is not None and self.job.lineage == decision.id.epoch
+        return _in_its_lineage(self)
 
     return [(Retention, "_settled", property(settled))]
 
@@ -155,10 +154,8 @@ def _free_while_a_decision_is_pending() -> list[Patch]:
     real = Retention.may_free
 
     def may_free(self: Retention, held: Any) -> str:
-        decision = self.job.decision
-        restore = decision.restore if decision is not None else None
-        pending = decision is not None and self.job.lineage < decision.id.epoch
-        if pending and restore not in {None, held.version}:
+        restoring = self.job.restoring
+        if restoring and restoring.restore not in {None, held.version}:
             return "another version was decided"
         return real(self, held)
 
@@ -179,6 +176,14 @@ def _abort_what_a_member_sealed() -> list[Patch]:
 
 def _abort_what_a_member_lost_since() -> list[Patch]:
     return [(protection, "was_coded", lambda *_: False)]
+
+
+def _a_refusal_ends_protection() -> list[Patch]:
+    return [(JobFacts, "restoring", property(lambda self: self.pending))]
+
+
+def _a_restore_whose_trainers_are_gone_stays_pending() -> list[Patch]:
+    return [(commit, "abandoned", lambda *_: False)]
 
 
 def _nothing_is_freed() -> list[Patch]:
@@ -389,8 +394,7 @@ def _settled_with(holds: Callable[[Retention], bool]) -> list[Patch]:
 
 
 def _in_its_lineage(self: Retention) -> bool:
-    decision = self.job.decision
-    return decision is not None and self.job.lineage == decision.id.epoch
+    return self.job.decision is not None and not self.job.restoring
 
 
 def _who_stands_in_counts_before_it_holds_anything() -> list[Patch]:
@@ -439,9 +443,8 @@ def _a_restore_under_pressure_frees_the_restore_point() -> list[Patch]:
     real = retention.superseded
 
     def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str:
-        goal = job.decision.restore if job.decision else None
-        pending = job.decision is not None and job.lineage < job.decision.id.epoch
-        older = pressed and pending and goal is not None and version < goal
+        goal = job.restoring.restore if job.restoring else None
+        older = pressed and goal is not None and version < goal
         return "pressed" if older else real(job, version, pressed=pressed)
 
     return [(retention, "superseded", superseded)]
@@ -462,6 +465,7 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _free_before_the_new_groups_protect: 6,
     _free_while_a_decision_is_pending: 28,
     _abort_what_a_member_sealed: 0,
+    _a_restore_whose_trainers_are_gone_stays_pending: 256017,
     _nothing_is_freed: 2,
     _released_before_all_have_staged: 2,
     _an_answer_for_another_incarnation: 2,
@@ -502,6 +506,7 @@ UNSEEN: list[Callable[[], list[Patch]]] = [
     _a_trainer_of_an_older_epoch_attaches,
     _a_store_of_an_older_epoch_is_taken,
     _the_restore_point_is_hopeless,
+    _a_refusal_ends_protection,
 ]
 
 

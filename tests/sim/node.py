@@ -78,7 +78,8 @@ class Node:
         for slot in self.slots:
             self._start_soon(slot, ADOPT_S)
         boots = self.boots
-        self.cluster.clock.after(about(self.chance, HEARTBEAT_S / 2), lambda: self._beat(boots))
+        first_s = min(HEARTBEAT_S, about(self.chance, HEARTBEAT_S / 2))
+        self.cluster.clock.after(first_s, lambda: self._beat(boots))
 
     def stop(self) -> None:
         """The supervisor dies, and its SMPs with it."""

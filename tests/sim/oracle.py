@@ -174,8 +174,8 @@ class Oracle:
         self._points[node.name] = job
         if job.economy.rows_less:
             self._saving(job)
-        if job.decision is not None and job.decision.id not in self._decisions:
-            self._decided(node, job.decision)
+        if job.pending is not None and job.pending.id not in self._decisions:
+            self._decided(node, job.pending)
         if self.point is None or _key(job) > _key(self.point):
             self._take(job)
 
@@ -243,11 +243,8 @@ class Oracle:
             self._promise(job, job.committed, decision, bearable=0)
 
     def _decision_of(self, job: JobFacts) -> Decision | None:
-        """The decision that its lineage began with; a newer one may be pending already."""
-        if job.decision is not None and job.decision.id.epoch == job.lineage:
-            return job.decision
-        same = [d for d in self._decisions.values() if d.id.epoch == job.lineage]
-        return same[0] if len(same) == 1 else self._lineages.get(job.lineage)
+        """The decision that its lineage began with, where this node knows no more than a record."""
+        return job.decision or self._lineages.get(job.lineage)
 
     def _commit(self, job: JobFacts, version: Version, decision: Decision) -> None:
         self.commits += 1
@@ -329,6 +326,8 @@ def _check_forward(node: str, before: JobFacts, now: JobFacts) -> None:
     if before.decision is not None:
         newer = now.decision is not None and now.decision.id >= before.decision.id
         must(newer, law, f"{node}: the decision went back")
+    if before.pending is not None and now.pending is not None:
+        must(now.pending.id >= before.pending.id, law, f"{node}: the pending decision went back")
     if now.lineage == before.lineage:
         grown = _version(now) >= _version(before)
         must(grown, "the watermark never moves back", f"{node}: {before.committed} {now.committed}")

@@ -37,8 +37,8 @@ def hash_of(state: bytes) -> int:
 class Gang:
     """One launch of all ranks: nobody is more than one step ahead of the slowest."""
 
-    def __init__(self, world: int, *, allow_fresh: bool) -> None:
-        self.world, self.allow_fresh = world, allow_fresh
+    def __init__(self, world: int, launch: str, *, allow_fresh: bool) -> None:
+        self.world, self.launch, self.allow_fresh = world, launch, allow_fresh
         self.trainers: list[Trainer] = []
         self.done = [-1] * world
 
@@ -82,6 +82,7 @@ class Trainer:
         facts = TrainerFacts(
             JOB, "run", 0, self.incarnation, self.shard, self.gang.world,
             decision=self.decision.id if self.decision else None, passed_step=self.passed_step,
+            launch=self.gang.launch,
         )  # fmt: skip
         try:
             machine.attach(facts)

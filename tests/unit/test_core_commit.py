@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from snapshotd.core.cadence import MARGIN_STEPS, NARROW_WINDOW, WIDEN_WINDOW, Window, judge
+from snapshotd.core.claims import out_of_epoch
 from snapshotd.core.commit import advance, merge
 from snapshotd.core.membership import FORGET_FACTOR, Liveness, Membership
 from snapshotd.core.protection import Slots, aborted, lacking, newest_protected, parity_homes
@@ -66,22 +67,28 @@ def slots_with(*steps: int, parity: bool = True, passed_step: int = 0) -> dict[H
 
 
 versions = st.one_of(st.none(), st.builds(Version, st.integers(0, 2), st.integers(0, 2)))
-# One id names one decision, as the protocol gives it.
-decisions = st.sampled_from(
-    [None, *(replace(DECISION, id=DecisionId(e, n)) for e in (1, 2) for n in "ab")]
-)
-jobs = st.builds(
-    JobFacts,
-    job=st.just(JOB),
-    world=st.integers(0, 2),
-    epoch=st.integers(0, 2),
-    lineage=st.integers(0, 2),
-    committed=versions,
-    committed_in=st.integers(0, 2),
-    decision=decisions,
-    cadence=st.builds(Cadence, st.integers(1, 2), st.integers(0, 2)),
-    economy=st.builds(Economy, st.integers(0, 2), st.integers(0, 2)),
-)
+
+
+@st.composite
+def job_facts(draw: st.DrawFn) -> JobFacts:
+    """One id names one decision, one epoch has one that is released, what is pending is newer."""
+    lineage = draw(st.integers(0, 2))
+    newer = [DecisionId(e, n) for e in range(lineage + 1, 4) for n in "ab"]
+    return JobFacts(
+        job=JOB,
+        world=draw(st.integers(0, 2)),
+        epoch=draw(st.integers(0, 2)),
+        lineage=lineage,
+        committed=draw(versions),
+        committed_in=draw(st.integers(0, 2)),
+        decision=draw(st.sampled_from([None, replace(DECISION, id=DecisionId(lineage, "a"))])),
+        cadence=draw(st.builds(Cadence, st.integers(1, 2), st.integers(0, 2))),
+        economy=draw(st.builds(Economy, st.integers(0, 2), st.integers(0, 2))),
+        pending=draw(st.sampled_from([None, *(replace(DECISION, id=i) for i in newer)])),
+    )
+
+
+jobs = job_facts()
 
 
 @given(jobs, jobs, jobs)
@@ -98,7 +105,7 @@ def test_merge_is_commutative_associative_and_idempotent(
 
 
 def test_a_decision_is_released_then_versions_are_committed() -> None:
-    known = JobFacts(JOB, epoch=1, decision=DECISION)
+    known = JobFacts(JOB, epoch=1, pending=DECISION)
     waiting = slots_with()
     waiting[B] = replace(waiting[B], trainer=replace(trainer(1), staged=False))
     assert advance(known, waiting) == known
@@ -110,9 +117,39 @@ def test_a_decision_is_released_then_versions_are_committed() -> None:
     assert advance(committed, slots_with(3)) == committed, "the watermark never moves back"
 
 
-def test_a_refusal_is_never_released() -> None:
-    known = JobFacts(JOB, epoch=1, decision=replace(DECISION, refusal="no"))
-    assert advance(known, slots_with()) == known
+def test_a_refusal_is_never_released_and_kept_until_it_was_read() -> None:
+    known = JobFacts(JOB, epoch=1, pending=replace(DECISION, refusal="no"))
+    slots = slots_with()
+    waiting = replace(trainer(0), waiting=True)
+    assert advance(known, {**slots, A: replace(slots[A], trainer=waiting)}) == known
+    assert advance(known, slots).pending is None
+
+
+def test_protection_goes_on_beside_a_refusal() -> None:
+    """Somebody starts one rank by the name of a job that trains on two."""
+    other = Decision(DecisionId(2, "c"), JOB, 1, (), ("alone",), refusal="saved by 2 ranks")
+    alone = TrainerFacts(JOB, "run", 0, "alone", 0, 1, waiting=True)
+    known = replace(settled(Version(1, 3)), pending=other, epoch=2)
+    slots = {**slots_with(4), Home("c", 0): SlotFacts(0, "up", alone)}
+    after = advance(known, slots)
+    assert (after.committed, after.pending) == (Version(1, 4), other)
+    assert out_of_epoch(trainer(0), after) == ""
+
+
+def test_protection_returns_once_those_who_were_to_restore_are_gone() -> None:
+    """A rank of the other set ended before all had staged: it will never be released."""
+    who = (Member(0, Home("c", 0)), Member(1, Home("d", 0)))
+    other = Decision(DecisionId(2, "c"), JOB, 2, (Group(who, 1),), ("p", "q"), Version(1, 3))
+    known = replace(settled(Version(1, 3)), pending=other, epoch=2)
+    new = [TrainerFacts(JOB, "run", 0, name, i, 2, waiting=True) for i, name in enumerate("pq")]
+    slots = {**slots_with(4), Home("c", 0): SlotFacts(0, "up", new[0])}
+    unheard = {**slots, Home("d", 0): SlotFacts(0)}  # its SMP starts: it may have the trainer
+    for waits in (slots, unheard, {**slots, Home("d", 0): SlotFacts(0, "up", new[1])}):
+        assert advance(known, waits) == known, "the restore may still be released"
+        assert "being restored in epoch 2" in out_of_epoch(trainer(0), known)
+    gone = advance(known, {**slots, Home("d", 0): SlotFacts(0, "up")})
+    assert (gone.committed, gone.pending, gone.epoch) == (Version(1, 4), None, 2)
+    assert out_of_epoch(trainer(0), gone) == ""
 
 
 def test_a_restored_version_is_committed_again_in_the_new_groups() -> None:
@@ -123,7 +160,7 @@ def test_a_restored_version_is_committed_again_in_the_new_groups() -> None:
         for h, f in slots_with(3).items()
         if f.trainer
     }
-    known = JobFacts(JOB, 2, 2, 1, Version(1, 5), 1, decision)
+    known = JobFacts(JOB, 2, 2, 1, Version(1, 5), 1, pending=decision)
     after = advance(known, {h: replace(f, parity=()) for h, f in slots.items()})
     assert (after.committed, after.committed_in) == (Version(1, 3), 0)
     assert advance(after, slots).committed_in == 2
@@ -164,7 +201,7 @@ def test_nothing_is_freed_between_a_restore_and_its_commit() -> None:
     job = replace(settled(Version(1, 5), epoch=2), committed_in=0)
     assert not may_free_version(job, Version(1, 4), {})
     assert "went back" in may_free_version(job, Version(1, 6), {})
-    pending = replace(job, lineage=1)
+    pending = replace(settled(Version(1, 5)), pending=job.decision)
     assert not may_free_version(pending, Version(1, 6), {})
 
 

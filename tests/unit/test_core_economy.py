@@ -95,7 +95,7 @@ def test_what_is_kept_in_place_of_a_lost_slot_takes_nothing_from_the_job() -> No
 def test_a_restore_under_pressure_takes_no_memory_from_the_restore_point() -> None:
     """What it brings back may be newer, and not protected yet: until then nothing else is owed."""
     newer = replace(DECISION, id=DecisionId(2, "a"), restore=Version(1, 6))
-    pending = replace(FACTS, epoch=2, decision=newer)
+    pending = replace(FACTS, epoch=2, pending=newer)
     assert not superseded(pending, POINT, pressed=True)
     assert not superseded(pending, Version(1, 4))
     assert superseded(pending, Version(1, 4), pressed=True)

@@ -81,11 +81,25 @@ def test_it_waits_for_all_ranks_of_one_run() -> None:
     held = slots()
     assert "1 of 2" in reason({HOMES[0]: held[HOMES[0]]})
     other = {HOMES[1]: replace(held[HOMES[1]], trainer=trainer(1, run_id="other"))}
-    assert "run ids other, run" in reason({**held, **other})
+    why = reason({**held, **other})
+    assert "1 of 2 trainers of run 'run' have asked to restore; not yet: shard 1" in why
+    assert "1 of 2 trainers of run 'other'" in why
     other = {HOMES[1]: replace(held[HOMES[1]], trainer=trainer(1, world=3))}
-    assert "world sizes 2, 3" in reason({**held, **other})
+    assert "1 of 3 trainers of run 'run'" in reason({**held, **other})
     other = {HOMES[1]: replace(held[HOMES[1]], trainer=trainer(0))}
     assert "two trainers claim shard 0" in reason({**held, **other})
+
+
+def test_what_is_left_over_of_an_earlier_start_completes_no_set_with_a_new_one() -> None:
+    """They could not train together: their processes do not know each other."""
+    old = slots(launch="one")
+    new = {Home(f"z{h.node}", 0): f for h, f in slots(launch="two", incarnation="new").items()}
+    left, begun = {HOMES[0]: old[HOMES[0]]}, {Home("zb", 0): new[Home("zb", 0)]}
+    assert "1 of 2" in reason({**left, **begun})
+    decision = decided({**left, **new})
+    assert decision.incarnations == ("new", "new")
+    known = JobFacts(JOB, 2, decision.id.epoch, pending=decision)
+    assert decided({**old, **new}, known=known) is decision, "what was begun is ended first"
 
 
 def test_a_new_job_starts_fresh() -> None:
@@ -144,7 +158,7 @@ def test_bytes_without_a_record_are_no_fresh_start() -> None:
 def test_a_refusal_stands_until_all_ask_for_a_fresh_start() -> None:
     first = decided(slots(), known=KNOWN)
     assert first.refusal
-    known = replace(KNOWN, decision=first, epoch=first.id.epoch)
+    known = replace(KNOWN, pending=first, epoch=first.id.epoch)
     assert decided(slots(SAVED), known=known) is first
     again = decided(slots(allow_fresh=True), known=known)
     assert not again.refusal
@@ -156,7 +170,7 @@ def test_a_refusal_that_fresh_cannot_heal_is_not_stated_again() -> None:
     first = decided(held, parity=3)
     assert "parity" in first.refusal
     assert first.refusal_kind is RefusalKind.CANNOT_PROTECT
-    assert decided(held, parity=3, known=JobFacts(JOB, 2, 1, decision=first)) is first
+    assert decided(held, parity=3, known=JobFacts(JOB, 2, 1, pending=first)) is first
 
 
 def test_another_world_is_refused_unless_fresh() -> None:
@@ -188,7 +202,7 @@ def test_a_job_begun_anew_never_goes_back_behind_its_beginning() -> None:
 
 def test_a_decision_is_kept_until_a_slot_fails() -> None:
     first = decided(slots(SAVED), known=KNOWN)
-    known = replace(KNOWN, decision=first, epoch=first.id.epoch)
+    known = replace(KNOWN, pending=first, epoch=first.id.epoch)
     assert decided(slots(SAVED), known=known) is first
     failed = slots(decision=first.id, failure="rotten")
     assert decided(failed, known=known).id.epoch == first.id.epoch + 1
@@ -249,7 +263,7 @@ def test_the_board_states_releases_and_publishes_each_change_once() -> None:
     mind = board()
     before = mind.facts.sequence
     mind.slot_changed(lone_trainer(), 1.0)
-    decision = mind.jobs()[0].decision
+    decision = mind.jobs()[0].pending
     assert decision is not None
     assert mind.facts.sequence == before + 1
     mind.conclude(2.0)

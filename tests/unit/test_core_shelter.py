@@ -92,7 +92,8 @@ def test_nothing_changes_while_all_live_or_nothing_is_settled() -> None:
     assert keepers(job, slots, away(decision, "", spares="z0")) == decision.groups
     lost = away(decision, "b0", "b0", spares="z0")
     assert keepers(replace(job, committed=None), slots, lost) == decision.groups
-    assert keepers(replace(job, lineage=0), slots, lost) == decision.groups
+    pending = replace(decision, id=DecisionId(2, "a"))
+    assert keepers(replace(job, pending=pending), slots, lost) == decision.groups
 
 
 def test_an_idle_node_takes_the_place_of_a_lost_one() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from snapshotd.core.instructions import Answer, Deny, Encode, Free, Grant, Rebuild, Stage
 from snapshotd.core.pace import HEARSAY_S
+from snapshotd.core.protection import parity_homes
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
@@ -19,6 +20,7 @@ from snapshotd.metadata import (
     JobFacts,
     Member,
     Orders,
+    ParityHolding,
     SlotCounters,
     SlotFacts,
     TrainerFacts,
@@ -113,7 +115,7 @@ def test_asking_again_while_waiting_keeps_what_is_staged() -> None:
     mind = SlotMachine(ME, 2)
     mind.attach(trainer())
     mind.ask_restore(allow_fresh=False)
-    mind.orders = orders(replace(RELEASED, lineage=0))
+    mind.orders = orders(replace(RELEASED, lineage=0, decision=None, pending=DECISION))
     mind.instructions(0.0)
     mind.ask_restore(allow_fresh=True)
     assert mind.trainer is not None
@@ -126,7 +128,7 @@ def test_a_restore_is_staged_then_answered_when_released() -> None:
     mind = SlotMachine(ME, 2)
     mind.attach(trainer())
     mind.ask_restore(allow_fresh=False)
-    mind.orders = orders(replace(RELEASED, decision=restoring))
+    mind.orders = orders(replace(RELEASED, pending=restoring))
     assert mind.instructions(0.0) == [Stage(restoring)]
     mind.keep(data(0, 7))
     mind.staged(restoring.id)
@@ -137,18 +139,49 @@ def test_a_restore_is_staged_then_answered_when_released() -> None:
     assert passed_step(mind) == 8
 
 
+def test_what_was_staged_stays_while_the_trainer_waits() -> None:
+    """A decision that seems abandoned for a moment may be released yet."""
+    elsewhere = Home("c", 0)
+    moved = replace(DECISION, id=DecisionId(2, "a"), restore=Version(1, 7))
+    held = data(0, 7)
+    mind = SlotMachine(elsewhere, 2)
+    mind.attach(trainer())
+    mind.ask_restore(allow_fresh=False)
+    job = replace(RELEASED, committed=Version(1, 7), committed_in=1)
+    peers = {
+        home: SlotFacts(
+            0,
+            "up",
+            None,
+            (data(shard, 7),),
+            (ParityHolding(JOB, Version(1, 7), place, 1, (b"0", b"1"), (1, 1)),),
+        )
+        for shard, home in enumerate((ME, OTHER))
+        for place, where in parity_homes(GROUP)
+        if where == home
+    }
+    mind.orders = Orders((replace(job, pending=moved),), peers)
+    assert mind.instructions(0.0) == [Stage(moved)]
+    mind.keep(held)
+    mind.staged(moved.id)
+    mind.orders = Orders((job,), peers)
+    assert mind.instructions(0.0) == []
+    mind.detach()
+    assert mind.instructions(0.0) == [Free(held, "shard 0 lives on a/0 now")]
+
+
 def test_a_failed_stage_is_published_and_a_refusal_answered_at_once() -> None:
     restoring = replace(DECISION, restore=Version(1, 7))
     mind = SlotMachine(ME, 2)
     mind.attach(trainer())
     mind.ask_restore(allow_fresh=False)
-    mind.orders = orders(replace(RELEASED, lineage=0, decision=restoring))
+    mind.orders = orders(replace(RELEASED, lineage=0, decision=None, pending=restoring))
     mind.instructions(0.0)
     mind.stage_failed(restoring.id, "rotten")
     assert mind.trainer is not None
     assert mind.trainer.failure == "rotten"
     refusal = replace(DECISION, id=DecisionId(2, "a"), refusal="lost")
-    mind.orders = orders(replace(RELEASED, lineage=0, decision=refusal))
+    mind.orders = orders(replace(RELEASED, lineage=0, decision=None, pending=refusal))
     assert mind.instructions(0.0) == [Answer(refusal)]
     mind.ask_restore(allow_fresh=True)  # after a refusal the trainer may ask otherwise
 
@@ -179,7 +212,7 @@ def test_waiting_for_a_member_that_is_down_is_given_up_at_once() -> None:
 
 def test_claims_of_an_epoch_that_is_over_are_denied() -> None:
     mind = machine()
-    pending = replace(RELEASED, epoch=2, decision=replace(DECISION, id=DecisionId(2, "a")))
+    pending = replace(RELEASED, epoch=2, pending=replace(DECISION, id=DecisionId(2, "a")))
     mind.orders = orders(pending)
     mind.claim(0, 9, 9.0)
     assert mind.instructions(0.0) == [Deny(0, "the job is being restored in epoch 2")]
@@ -227,10 +260,15 @@ def test_a_claim_that_is_denied_costs_no_spare() -> None:
     mind = machine()
     mind.keep(data(0, 0))
     mind.sealed(data(0, 1))
-    over = replace(RELEASED, committed=Version(1, 1), committed_in=2, epoch=2, lineage=2)
+    over = replace(
+        RELEASED, committed=Version(1, 1), committed_in=2, epoch=2, lineage=2,
+        decision=replace(DECISION, id=DecisionId(2, "a")),
+    )  # fmt: skip
     mind.orders = orders(over, 1)
     mind.claim(2, 9, 1.0)
-    assert mind.instructions(0.0) == [Deny(2, "the job is being restored in epoch 2")]
+    denied, *coding = mind.instructions(0.0)
+    assert denied == Deny(2, "the job is in epoch 2, and this trainer is of another")
+    assert not [i for i in coding if isinstance(i, Free)]
 
 
 def test_more_superseded_versions_than_buffers_are_not_kept() -> None:

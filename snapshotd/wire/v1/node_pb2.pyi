@@ -140,7 +140,7 @@ class ParityHolding(_message.Message):
     def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ..., shard_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class TrainerFacts(_message.Message):
-    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present")
+    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present", "launch")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RESTART_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +155,7 @@ class TrainerFacts(_message.Message):
     PASSED_STEP_FIELD_NUMBER: _ClassVar[int]
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
+    LAUNCH_FIELD_NUMBER: _ClassVar[int]
     job: str
     run_id: str
     restart_count: int
@@ -169,7 +170,8 @@ class TrainerFacts(_message.Message):
     passed_step: int
     skipped: int
     present: bool
-    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ...) -> None: ...
+    launch: str
+    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ...) -> None: ...
 
 class SlotFacts(_message.Message):
     __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused")
@@ -242,7 +244,7 @@ class Economy(_message.Message):
     def __init__(self, serial: _Optional[int] = ..., rows_less: _Optional[int] = ...) -> None: ...
 
 class JobFacts(_message.Message):
-    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage", "economy")
+    __slots__ = ("job", "epoch", "committed", "committed_in", "decision", "cadence", "world", "lineage", "economy", "pending")
     JOB_FIELD_NUMBER: _ClassVar[int]
     EPOCH_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +254,7 @@ class JobFacts(_message.Message):
     WORLD_FIELD_NUMBER: _ClassVar[int]
     LINEAGE_FIELD_NUMBER: _ClassVar[int]
     ECONOMY_FIELD_NUMBER: _ClassVar[int]
+    PENDING_FIELD_NUMBER: _ClassVar[int]
     job: str
     epoch: int
     committed: _segment_pb2.Version
@@ -261,7 +264,8 @@ class JobFacts(_message.Message):
     world: int
     lineage: int
     economy: Economy
-    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ..., economy: _Optional[_Union[Economy, _Mapping]] = ...) -> None: ...
+    pending: Decision
+    def __init__(self, job: _Optional[str] = ..., epoch: _Optional[int] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., committed_in: _Optional[int] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., cadence: _Optional[_Union[Cadence, _Mapping]] = ..., world: _Optional[int] = ..., lineage: _Optional[int] = ..., economy: _Optional[_Union[Economy, _Mapping]] = ..., pending: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
 
 class NodeFacts(_message.Message):
     __slots__ = ("protocol", "cluster_id", "node", "boot", "sequence", "address", "members", "slots", "jobs")
