@@ -9,7 +9,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client.channel import Channel, DaemonGone
+from snapshotd_client.channel import Channel
 from snapshotd_client.errors import (
     CannotProtect,
     NoDaemon,
@@ -19,6 +19,7 @@ from snapshotd_client.errors import (
     WorldChanged,
 )
 from snapshotd_client.waiting import Deadline
+from snapshotd_client.wires import DaemonGone
 
 CONNECT_TIMEOUT_S: Final = 20.0
 #: A daemon that has not answered is asked this often whether it lives, and what it waits for.

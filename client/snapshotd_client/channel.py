@@ -7,10 +7,6 @@ still for a daemon that is away.
 
 from __future__ import annotations
 
-import fcntl
-import gc
-import os
-import threading
 import time
 import weakref
 from collections.abc import Callable
@@ -18,199 +14,24 @@ from pathlib import Path
 from typing import Final
 
 import zmq
-from google.protobuf.message import DecodeError
-from zmq.utils.monitor import recv_monitor_message
 
 from snapshotd.wire.points import point
-from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION, trainer_lock_name
+from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client.errors import NoDaemon, Refused, WrongUse
+from snapshotd_client.errors import Refused, no_daemon
+from snapshotd_client.wires import DaemonGone, Wires
 
 #: A question of the way back that got no answer by then is asked again, on a new socket.
 _ASK_AGAIN_S: Final = 2.0
 #: ... each time after twice as long, up to this: a node may be that busy.
 _ASK_AGAIN_LAST_S: Final = 16.0
-#: How long a trainer that is dying may hold its lock before its successor gives up.
-_LOCK_PATIENCE_S: Final = 10.0
-_LOCK_PAUSE_S: Final = 0.05
+#: After the connection broke, before it is looked for again.
+_BROKEN_PAUSE_S: Final = 0.05
 
 #: Refusals that time may heal: an SMP that is starting, a namesake on a node that just died and
 #: is not yet known to be dead.
 _MAY_HEAL: Final = frozenset({"busy", "duplicate-rank"})
 _REFUSED_PAUSE_S: Final = 0.25
-
-
-class DaemonGone(Exception):  # an event within this package, not an error of the user's
-    """The connection is down; it is found again by `poke`."""
-
-
-#: Lock files that this process holds, by process: a fork inherits the table and not the locks.
-_HELD: set[tuple[int, Path]] = set()
-_HELD_GUARD: Final = threading.RLock()  # a finalizer may run within
-
-
-class TrainerLock:
-    """A POSIX record lock that says: the trainer of this slot lives, and who it is.
-
-    Not a flock: data-loader workers that fork must not inherit it. The kernel lets go of it when
-    the process dies, however it dies. Such locks are the process's: a second descriptor of the
-    file would take the lock as well, and give it up when it is closed. So within the process a
-    table says what is held.
-    """
-
-    def __init__(self, run_dir: Path, slot: int, incarnation: str) -> None:
-        self._path = run_dir / trainer_lock_name(slot)
-        self._incarnation = incarnation
-        self._letting_go: weakref.finalize[[], TrainerLock] | None = None
-
-    @property
-    def held(self) -> bool:
-        return self._letting_go is not None
-
-    def acquire(self) -> None:
-        """Take the lock; a predecessor that is just dying is waited for.
-
-        Raises:
-            WrongUse: another trainer lives in this slot. NoDaemon: there is no run directory.
-        """
-        hold = _Hold(self._path.absolute())
-        try:
-            self._lock(hold)
-        except BaseException:
-            hold.end()
-            raise
-        self._letting_go = weakref.finalize(self, hold.end)
-        self._letting_go.atexit = False
-
-    def _lock(self, hold: _Hold) -> None:
-        try:
-            hold.descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o660)
-        except OSError as error:
-            raise no_daemon(self._path.parent, str(error)) from error
-        deadline_s = time.monotonic() + _LOCK_PATIENCE_S
-        while not _locked(hold.descriptor):
-            if time.monotonic() >= deadline_s:
-                raise WrongUse(
-                    f"another live trainer holds {self._path}: two processes have this local rank",
-                    "End it, or give each trainer of the node its own LOCAL_RANK",
-                )
-            # No event tells that another process let go; this happens once a start.
-            zmq.select([], [], [], _LOCK_PAUSE_S)
-        # The daemon lets nobody else attach in this slot.
-        os.pwrite(hold.descriptor, text := f"{self._incarnation}\n".encode(), 0)
-        os.ftruncate(hold.descriptor, len(text))
-        point("trainer.lock.taken")
-
-    def release(self) -> None:
-        if self._letting_go is not None:
-            self._letting_go()
-            self._letting_go = None
-
-
-class _Hold:
-    """A place in the table, and the descriptor that holds the lock once there is one."""
-
-    def __init__(self, path: Path) -> None:
-        self._key = (os.getpid(), path)
-        self.descriptor: int | None = None
-        if not self._enter():
-            gc.collect()  # one that was dropped without close() may still be waiting for that
-            if not self._enter():
-                raise WrongUse(
-                    f"this process has a Snapshotter in the slot of {path} already",
-                    "close() it first, or give each its own local_rank",
-                )
-
-    def _enter(self) -> bool:
-        with _HELD_GUARD:
-            if self._key in _HELD:
-                return False
-            _HELD.add(self._key)
-            return True
-
-    def end(self) -> None:
-        if self.descriptor is not None:
-            os.close(self.descriptor)
-            self.descriptor = None
-        with _HELD_GUARD:
-            _HELD.discard(self._key)
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-    except OSError:
-        return False
-    return True
-
-
-def no_daemon(run_dir: Path, why: str) -> NoDaemon:
-    """The error that says how to start a daemon."""
-    return NoDaemon(
-        f"no snapshotd answers in {run_dir} ({why})",
-        "Start one on this node: `snapshotd serve --config FILE`, `systemctl start snapshotd`, or "
-        "launch the job with `snapshotd run -- torchrun ...`; if it uses another directory, set "
-        "SNAPSHOTD_RUN_DIR or pass run_dir=...",
-    )
-
-
-class _Line:
-    """One DEALER socket, with word of its breaking."""
-
-    def __init__(self, context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> None:
-        self._socket = context.socket(zmq.DEALER)
-        self._socket.set(zmq.LINGER, 0)
-        self._monitor = self._socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-        self._socket.connect(endpoint)
-
-    def send(self, message: pb.ToDaemon) -> None:
-        self._socket.send(message.SerializeToString())
-
-    def receive(self, timeout_s: float) -> pb.ToTrainer | None:
-        """The next message; None when none came. Raises DaemonGone when the line broke."""
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(self._monitor, zmq.POLLIN)
-        ready = dict(poller.poll(max(0, round(timeout_s * 1000))))
-        if self._socket in ready:
-            try:
-                return pb.ToTrainer.FromString(self._socket.recv())
-            except DecodeError as error:
-                raise DaemonGone("it sent what is no message of snapshotd") from error
-        if self._monitor in ready:
-            recv_monitor_message(self._monitor)
-            raise DaemonGone("it closed the connection")
-        return None
-
-    def close(self) -> None:
-        self._socket.disable_monitor()
-        self._monitor.close(0)
-        self._socket.close()
-
-
-class _Wires:
-    """The ZeroMQ things of a channel, apart from it.
-
-    A channel that is dropped without `close` closes them by a finalizer, which must not refer to
-    it: a context that the garbage collector finds first would wait for its sockets for ever.
-    """
-
-    def __init__(self) -> None:
-        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.line: _Line | None = None  # to the SMP when up; to whoever is asked when down
-
-    def open(self, endpoint: str) -> None:
-        self.close_line()
-        self.line = _Line(self.context, endpoint)
-
-    def close_line(self) -> None:
-        if self.line is not None:
-            self.line.close()
-            self.line = None
-
-    def close(self) -> None:
-        self.close_line()
-        self.context.term()
 
 
 class Channel:
@@ -237,7 +58,7 @@ class Channel:
         self.incarnation = incarnation
         self._attach = attach
         self._on_progress = on_progress
-        self._wires = _Wires()
+        self._wires = Wires()
         self._closing = weakref.finalize(self, self._wires.close)
         self._closing.atexit = False  # the process's end closes them, and a fork must not
         self._request = 0
@@ -342,7 +163,7 @@ class Channel:
         except DaemonGone as error:
             self._down(str(error))
             if timeout_s > 0:
-                zmq.select([], [], [], min(timeout_s, _LOCK_PAUSE_S))
+                zmq.select([], [], [], min(timeout_s, _BROKEN_PAUSE_S))
             return
         if reply is None:
             self.why_down = "it does not answer"

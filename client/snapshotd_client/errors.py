@@ -22,6 +22,7 @@ what to do about it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Final
 
 #: How many differences a message shows; the rest is counted.
@@ -111,3 +112,13 @@ class WorldChanged(Refused):
 
 class ProtectionTimeout(SnapshotdClientError):
     """A snapshot was not committed within the time given; names whom it waits for."""
+
+
+def no_daemon(run_dir: Path, why: str) -> NoDaemon:
+    """The error that says how to start a daemon."""
+    return NoDaemon(
+        f"no snapshotd answers in {run_dir} ({why})",
+        "Start one on this node: `snapshotd serve --config FILE`, `systemctl start snapshotd`, or "
+        "launch the job with `snapshotd run -- torchrun ...`; if it uses another directory, set "
+        "SNAPSHOTD_RUN_DIR or pass run_dir=...",
+    )

@@ -10,10 +10,11 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import capture as capturing
 from snapshotd_client.buffers import Buffers
-from snapshotd_client.channel import Channel, DaemonGone
+from snapshotd_client.channel import Channel
 from snapshotd_client.errors import StateChanged
 from snapshotd_client.identity import Identity
 from snapshotd_client.trained import trained_ranges
+from snapshotd_client.wires import DaemonGone
 
 #: Of the time a step may wait, the daemon gets this part to find a buffer; the rest is for its
 #: answers to arrive.

@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 
 import snapshotd_client.channel
+import snapshotd_client.lock
 import snapshotd_client.snapshotter
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import trainer_pb2 as tp
 from snapshotd_client import CannotProtect, Refused, StateChanged, WorldChanged, WrongUse
-from snapshotd_client.channel import TrainerLock
+from snapshotd_client.lock import TrainerLock
 from tests.integration import wires
 from tests.integration.cluster import Node, eventually
 from tests.integration.ranks import Job, Rank
@@ -229,7 +230,7 @@ def test_a_trainer_that_breaks_every_rule_of_its_buffers(
 def test_two_processes_with_one_local_rank(
     steady: Steady, node: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(snapshotd_client.channel, "_LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr(snapshotd_client.lock, "_LOCK_PATIENCE_S", 0.2)
     slot_1(node)
     holder = subprocess.Popen(
         [

@@ -80,7 +80,7 @@ def test_a_snapshotter_that_was_dropped_does_not_keep_its_slot(lone: Node) -> No
 def test_a_trainer_in_another_process_is_waited_for_and_then_named(
     lone: Node, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("snapshotd_client.channel._LOCK_PATIENCE_S", 0.2)
+    monkeypatch.setattr("snapshotd_client.lock._LOCK_PATIENCE_S", 0.2)
     program = (
         "import sys, torch\n"
         "from snapshotd_client import Snapshotter\n"
