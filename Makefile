@@ -15,7 +15,7 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test sim chaos fuzz bench check proto proto-check clean
+.PHONY: help venv demo test sim chaos fuzz bench bench-peers check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
@@ -68,6 +68,11 @@ fuzz: venv
 
 bench: venv
 	$(BIN)/python -m tests.bench --only '$(ONLY)' --json bench.json
+
+# PEERBENCH: the directory of that harness; ARGS: its own, such as --peers snapshotd,dcp
+PEERBENCH ?= ../shared/peerbench
+bench-peers: venv
+	$(BIN)/python -m tests.bench.peers $(PEERBENCH) --json bench-peers.json $(ARGS)
 
 check: venv proto-check
 	$(BIN)/ruff format --check .

@@ -17,23 +17,22 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
 from snapshotd_client.bounds import out_of_bounds
-from snapshotd_client.capture import (
-    MODULE,
-    OPTIMIZER,
-    STATEFUL,
-    TENSOR,
-    Survey,
-    check_states,
-    cuda_devices,
-    kind_of,
-    survey,
-)
+from snapshotd_client.capture import Survey, merge_groups, survey
 from snapshotd_client.differences import differences, in_place
 from snapshotd_client.errors import InexactRestore, StateMismatch
 from snapshotd_client.exact import copy_exact, is_expanded, same_bits
 from snapshotd_client.image import Anchor, Image, meshes_of
 from snapshotd_client.leaves import HIDDEN, RNG, VALUES, dtensors
 from snapshotd_client.optimizers import restore_optimizer
+from snapshotd_client.owners import (
+    MODULE,
+    OPTIMIZER,
+    STATEFUL,
+    TENSOR,
+    check_states,
+    cuda_devices,
+    kind_of,
+)
 
 
 def apply(
@@ -149,6 +148,7 @@ class _Trees:
         self._made: dict[tuple[int, bool], torch.Tensor] = {}
         self._marks: dict[int, tree.TensorMark] = {}
         self.by_owner = tree.load(skeleton, self._tensor)
+        merge_groups(self.by_owner)
 
     def _tensor(self, owner: str, mark: tree.TensorMark) -> torch.Tensor:
         private = owner in {VALUES, RNG}

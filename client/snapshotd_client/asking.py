@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Final
 
@@ -21,9 +22,13 @@ from snapshotd_client.errors import (
 from snapshotd_client.waiting import Deadline
 from snapshotd_client.wires import DaemonGone
 
+log = logging.getLogger(__name__)
+
 CONNECT_TIMEOUT_S: Final = 20.0
 #: A daemon that has not answered is asked this often whether it lives, and what it waits for.
 LIVENESS_S: Final = 5.0
+#: For the daemon to allocate and touch the memory of the first snapshots, some GiB a second.
+PREPARED_S: Final = 60.0
 
 
 class RestoreQuestion:
@@ -71,6 +76,21 @@ class RestoreQuestion:
                     f"{progress.why_not or 'the group has not answered'}",
                     "See `snapshotd status` and `snapshotd plan JOB` on this node",
                 )
+
+
+def prepared(channel: Channel) -> list[tuple[str, int]]:
+    """The segments that will be granted: paths, and where their images start.
+
+    Waits until the daemon has allocated and touched them. Where it cannot say, there are none.
+    """
+    if not channel.up:
+        return []
+    try:
+        reply = channel.ask(pb.ToDaemon(prepare=pb.Prepare()), PREPARED_S)
+    except (DaemonGone, Refused) as error:
+        log.info("no segments are made ready: %s", error)
+        return []
+    return [(segment.path, segment.image_offset) for segment in reply.prepared.segments]
 
 
 def refusal_of(decision: node_pb2.Decision) -> Refused:

@@ -1,52 +1,101 @@
-"""Segment files as the trainer sees them: mapped when first granted, kept while they are the same.
+"""Segment files as the trainer sees them: mapped once, touched, page-locked, kept while the same.
 
 A file that the daemon has made anew under an old name is another file; it is known by its inode.
 """
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Final
 
+import torch
+
+from snapshotd_client import cuda
+from snapshotd_client.copying import Load, Target
 from snapshotd_client.errors import SnapshotdClientError
 
 _Identity = tuple[int, int, int]
+
+#: mmap.MADV_POPULATE_WRITE, which Python does not name. Linux 5.14 and later.
+_MADV_POPULATE_WRITE: Final = 23
+
+
+class _Mapped:
+    """One segment file, mapped for writing."""
+
+    def __init__(self, path: str, identity: _Identity, offset: int) -> None:
+        self.identity = identity
+        self.offset = offset
+        self._mapping = _map(path, mmap.PROT_READ | mmap.PROT_WRITE, os.O_RDWR)
+        self.target = Target(torch.frombuffer(self._mapping, dtype=torch.uint8)[offset:])
+        self._locked: list[int] = []
+
+    def make_ready(self, load: Load) -> None:
+        """Have all pages in this process's tables, and page-locked where CUDA is in use.
+
+        Where the kernel cannot, the first copy is slower.
+        """
+        address, length = self.target.image.data_ptr() - self.offset, len(self._mapping)
+        # Not mmap.madvise, which holds the interpreter lock.
+        _madvise(address, length, _MADV_POPULATE_WRITE)
+        if cuda.in_use() and not self._locked:
+            self._locked = cuda.lock_pages(address, length)
+        self.target.expect(load)
+
+    def close(self) -> None:
+        cuda.unlock_pages(self._locked)
+        del self.target  # and its views, which keep the mapping open
+        self._mapping.close()
+
+
+def _c_madvise() -> Callable[[int, int, int], int]:
+    function = ctypes.CDLL(None).madvise
+    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+    return function
+
+
+_madvise: Final = _c_madvise()
 
 
 class Buffers:
     """Mappings of the slot's segments, for writing."""
 
     def __init__(self) -> None:
-        self._mapped: dict[str, tuple[_Identity, mmap.mmap]] = {}
+        self._mapped: dict[str, _Mapped] = {}
 
-    @contextmanager
-    def writing(self, path: str, offset: int, length: int) -> Iterator[memoryview]:
-        """The bytes [offset, offset + length) of a segment file, writable within the context.
+    def target(self, path: str, offset: int, length: int) -> Target:
+        """The image of a segment, from `offset` in its file, at least `length` bytes.
 
         Raises:
-            OSError: the file is gone: the daemon that granted it died.
+            OSError: the file is gone, or cut short: the daemon that granted it died.
         """
-        mapping = self._mapping(path)
-        with memoryview(mapping) as whole, whole[offset : offset + length] as image:
-            yield image
+        mapped = self._get(path, offset)
+        if mapped.target.image.numel() < length:
+            raise OSError(f"{path} has no room for {length} bytes at {offset}")
+        return mapped.target
 
-    def _mapping(self, path: str) -> mmap.mmap:
+    def make_ready(self, path: str, offset: int, load: Load) -> None:
+        """Do for a segment now what would make its first copy of `load` slow. Raises OSError."""
+        self._get(path, offset).make_ready(load)
+
+    def _get(self, path: str, offset: int) -> _Mapped:
         status = os.stat(path)  # noqa: PTH116  # a plain path, once a step
         identity = (status.st_dev, status.st_ino, status.st_size)
         known = self._mapped.get(path)
-        if known is not None and known[0] == identity:
-            return known[1]
+        if known is not None and known.identity == identity:
+            return known
         if known is not None:
-            known[1].close()
-        mapping = _map(path, mmap.PROT_READ | mmap.PROT_WRITE, os.O_RDWR)
-        self._mapped[path] = (identity, mapping)
-        return mapping
+            known.close()
+        self._mapped[path] = _Mapped(path, identity, offset)
+        return self._mapped[path]
 
     def close(self) -> None:
-        for _, mapping in self._mapped.values():
-            mapping.close()
+        for mapped in self._mapped.values():
+            mapped.close()
         self._mapped.clear()
 
 

@@ -1,7 +1,7 @@
-"""Turns live training state into the bytes of a shard image: manifest, payload, skeleton.
+"""Turns live training state into the plan of a shard image: manifest, payload, skeleton.
 
-Collects references first and copies bytes later; consumes no random numbers, builds no graph and
-changes nothing of what it captures.
+Collects references; consumes no random numbers, builds no graph and changes nothing of what it
+captures. What has not changed since the last plan is not collected, described or pickled again.
 """
 
 from __future__ import annotations
@@ -12,44 +12,60 @@ from typing import Final
 
 import torch
 
-from snapshotd.wire.points import point
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
-from snapshotd_client import rng, tree
-from snapshotd_client.errors import UnsupportedState
-from snapshotd_client.extents import Extent
-from snapshotd_client.leaves import RNG, VALUES, Inventory, describe, label, local_piece
-
-#: Image offsets of extents are multiples of this, which suits every dtype and vector unit.
-ALIGNMENT_BYTES: Final = 64
-
-MODULE: Final = "module"
-OPTIMIZER: Final = "optimizer"
-TENSOR: Final = "tensor"
-STATEFUL: Final = "stateful"
-
-
-def aligned(nbytes: int) -> int:
-    """`nbytes` rounded up to ALIGNMENT_BYTES."""
-    return -(-nbytes // ALIGNMENT_BYTES) * ALIGNMENT_BYTES
+from snapshotd_client import cuda, rng, tree
+from snapshotd_client.copying import Load, Piece, Target
+from snapshotd_client.extents import Extent, Place, gather
+from snapshotd_client.layout import Layout, aligned, lay_out, skeleton_room
+from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory, Leaf, describe, local_piece
+from snapshotd_client.overlap import Quiet, watched
+from snapshotd_client.owners import (
+    STATEFUL,
+    check_states,
+    collect,
+    cuda_devices,
+    kind_of,
+    optimizer_shapes,
+)
+from snapshotd_client.structure import GROUP_CONSTANTS, Structure
 
 
 @dataclass(frozen=True, eq=False)
 class Capture:
-    """One shard's state, held by reference until `write`.
+    """One shard's state at one step, held by reference until it is copied.
 
     Attributes:
-        image_bytes: length of the whole image.
-        manifest_bytes: length of the serialized Manifest, which opens the image.
+        manifest: what opens the image.
+        manifest_bytes: its length, serialized.
+        layout: the same object for as long as nothing moved in the image.
+        resting: what may be copied while training goes on; the same object as before likewise.
+        moving: what must be copied before anything else runs.
+        texts: (image offset, bytes): manifest and skeleton.
+        watched: tensors whose versions tell whether `resting` was written to.
     """
 
-    image_bytes: int
-    manifest_bytes: int
     manifest: segment_pb2.Manifest
-    _extents: Sequence[Extent]
-    _skeleton: bytes
-    #: Keeps tensors alive whose storages the extents point into.
-    _inventory: Inventory
+    manifest_bytes: int
+    layout: Layout
+    resting: Load
+    moving: Sequence[Piece]
+    texts: tuple[tuple[int, bytes], ...]
+    watched: Sequence[torch.Tensor]
+    #: Keeps tensors alive whose storages the pieces point into.
+    _leaves: Sequence[Leaf]
+
+    @property
+    def devices(self) -> set[torch.device]:
+        """The CUDA devices that some of it is on."""
+        found = {source.device for _, source in self.resting.device}
+        found |= {piece.extent.storage.device for piece in self.moving}
+        return {device for device in found if device.type == "cuda"}
+
+    @property
+    def image_bytes(self) -> int:
+        """Length of the whole image."""
+        return self.layout.image_bytes
 
     def write(self, image: memoryview) -> None:
         """Copy all bytes into `image`; nothing may train between `plan` and the end of this.
@@ -57,72 +73,11 @@ class Capture:
         Args:
             image: writable, contiguous, at least `image_bytes` long; the rest is left alone.
         """
-        target = torch.frombuffer(image, dtype=torch.uint8, count=self.image_bytes)
-        opening = self.manifest.SerializeToString(deterministic=True)
-        end = _put(target, 0, 0, _as_bytes(opening))
-        with torch.no_grad():
-            for place, extent in zip(self.manifest.extents, self._extents, strict=True):
-                end = _put(target, end, place.image_offset, extent.bytes_view())
-        _put(target, end, self.manifest.skeleton.image_offset, _as_bytes(self._skeleton))
-
-
-def _as_bytes(data: bytes) -> torch.Tensor:
-    # bytearray, because torch warns of buffers that cannot be written to.
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
-
-
-def _put(target: torch.Tensor, end: int, offset: int, piece: torch.Tensor) -> int:
-    """Zero target[end:offset], copy `piece` behind it, and return where it ends."""
-    target[end:offset].zero_()
-    target[offset : offset + piece.numel()].copy_(piece)
-    point("trainer.piece.copied")
-    return offset + piece.numel()
-
-
-def kind_of(name: str, state: object) -> str:
-    """Which kind of state `state` is.
-
-    Raises:
-        UnsupportedState: none that can be captured.
-    """
-    if isinstance(state, torch.Tensor):
-        return TENSOR
-    if isinstance(state, torch.nn.Module):
-        return MODULE
-    if isinstance(state, torch.optim.Optimizer):
-        return OPTIMIZER
-    if all(callable(getattr(state, method, None)) for method in ("state_dict", "load_state_dict")):
-        return STATEFUL
-    raise UnsupportedState(
-        f"the state {name!r} is a {type(state).__module__}.{type(state).__qualname__}",
-        "Give an nn.Module, an Optimizer, a tensor, or an object with state_dict and "
-        "load_state_dict.",
-    )
-
-
-def check_states(states: Mapping[str, object]) -> None:
-    """Raise UnsupportedState where a name or an object of `states` cannot be captured."""
-    for name, state in states.items():
-        if not isinstance(name, str) or not name or name.startswith("<"):
-            raise UnsupportedState(
-                f"{name!r} is no name of a state", "Use a string that does not start with '<'."
-            )
-        kind_of(name, state)
-
-
-def collect(state: object) -> object:
-    """The state tree of one object; its tensors are the live ones, by reference."""
-    return state if isinstance(state, torch.Tensor) else state.state_dict()  # type: ignore[attr-defined]  # kind_of
-
-
-def cuda_devices(states: Mapping[str, object]) -> set[int]:
-    """Indices of the CUDA devices that modules and bare tensors of `states` live on."""
-    found: set[int] = set()
-    for state in states.values():
-        tensors = state.parameters() if isinstance(state, torch.nn.Module) else [state]
-        devices = {t.device for t in tensors if isinstance(t, torch.Tensor)}
-        found |= {d.index for d in devices if d.type == "cuda"}
-    return found
+        target = Target(torch.frombuffer(image, dtype=torch.uint8))
+        for text in self.texts:
+            target.put_text(*text)
+        target.put(Load(self.moving, ()))
+        target.put(self.resting)
 
 
 def plan(
@@ -133,35 +88,216 @@ def plan(
     states: Mapping[str, object],
     values: Mapping[str, object],
 ) -> Capture:
-    """Collect the whole state by reference and lay out its image.
+    """Collect the whole state by reference and lay out its image; see `Planner`."""
+    return Planner(job, shard, world, states).plan(step, values)
+
+
+@dataclass(frozen=True, eq=False)
+class _Kept:
+    """What of a plan is good for the next one, too."""
+
+    structure: Structure
+    leaves: Sequence[Leaf]
+    extents: int  # how many of them these leaves have
+    storages: frozenset[int]
+    pickles: Mapping[str, bytes]
+    changing: Sequence[bytes]  # entries of the other leaves, as they stand in the manifest
+    manifest: segment_pb2.Manifest
+    opening: bytes  # without the step
+    layout: Layout
+    resting: Load
+    moving: Sequence[Piece]
+    watched: Sequence[torch.Tensor]
+
+
+class Planner:
+    """Plans one snapshot after the other of the same objects.
 
     Args:
         job: name of the job.
         shard: logical rank.
         world: number of logical ranks.
-        step: the step that has just been trained.
         states: as given to Snapshotter.
-        values: keyword values that travel with the snapshot.
 
     Raises:
-        UnsupportedState: something cannot be captured exactly; the message names it.
+        UnsupportedState: a state has no name, or is of no kind that can be captured.
     """
-    check_states(states)
-    with torch.no_grad():
-        trees = {name: collect(state) for name, state in states.items()}
+
+    def __init__(self, job: str, shard: int, world: int, states: Mapping[str, object]) -> None:
+        check_states(states)
+        self._opening = segment_pb2.Manifest(
+            format=MANIFEST_FORMAT, job=job, shard=shard, world=world
+        )
+        self._states = states
+        self._kept: _Kept | None = None
+
+    def plan(self, step: int, values: Mapping[str, object]) -> Capture:
+        """Collect the whole state by reference and lay out its image.
+
+        Args:
+            step: the step that has just been trained.
+            values: keyword values that travel with the snapshot.
+
+        Raises:
+            UnsupportedState: something cannot be captured exactly; the message names it.
+        """
+        with torch.no_grad():
+            if self._kept is not None and self._kept.structure.holds():
+                again = self._plan_again(self._kept, step, values)
+                if again is not None:
+                    return again
+            return self._plan_anew(step, values)
+
+    def _plan_anew(self, step: int, values: Mapping[str, object]) -> Capture:
+        structure = Structure(self._states)
+        constant = Inventory()
+        pickles: dict[str, bytes] = {}
+        for name in self._states:
+            if name in structure.owners:
+                state_tree = _constant_part(self._states[name])
+                constant.take_walk(name, state_tree)
+                pickles[name] = tree.dump(name, state_tree, constant)
+        changing, more = self._collect_changing(structure.owners, values, len(constant.leaves))
+        leaves = [*constant.leaves, *changing.leaves]
+        extents, places = gather([local_piece(leaf.tensor) for leaf in leaves])
+        manifest = segment_pb2.Manifest(
+            extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
+            tensors=[describe(*pair) for pair in zip(leaves, places, strict=True)],
+            names={name: kind_of(name, state) for name, state in self._states.items()},
+            optimizers=optimizer_shapes(self._states),
+        )
+        manifest.MergeFrom(self._opening)
+        skeleton = tree.join({**pickles, **more})
+        manifest.skeleton.bytes = skeleton_room(len(skeleton))
+        layout = lay_out(manifest)
+        quiet = Quiet(self._states).extents(leaves, places)
+        count = len(constant.leaves)
+        own, others = _storages(constant.leaves), _storages(changing.leaves)
+        kept_extents = 1 + max((p.extent for p in places[:count]), default=-1) if own else 0
+        pieces = [Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)]
+        kept = _Kept(
+            structure=structure,
+            leaves=constant.leaves,
+            extents=kept_extents,
+            storages=own,
+            pickles=pickles,
+            changing=_entries(manifest, count, kept_extents),
+            manifest=manifest,
+            opening=manifest.SerializeToString(deterministic=True),
+            layout=layout,
+            resting=Load([p for i, p in enumerate(pieces) if i in quiet], layout.gaps),
+            moving=[p for i, p in enumerate(pieces[:kept_extents]) if i not in quiet],
+            watched=watched(
+                [
+                    leaf
+                    for leaf, place in zip(leaves, places, strict=True)
+                    if place.extent in quiet and local_piece(leaf.tensor).numel()
+                ]
+            ),
+        )
+        # Extents of what changes from step to step are found again each time; where they mix with
+        # the others, or may be copied later, there is nothing to keep.
+        entangled = own & others or any(i >= kept_extents for i in quiet)
+        self._kept = None if entangled else kept
+        moving = [p for i, p in enumerate(pieces) if i not in quiet]
+        return _capture(kept, step, skeleton, moving, leaves)
+
+    def _plan_again(self, kept: _Kept, step: int, values: Mapping[str, object]) -> Capture | None:
+        """The plan of the same objects with other bytes; None when more has changed than these."""
+        changing, more = self._collect_changing(kept.structure.owners, values, len(kept.leaves))
+        skeleton = tree.join({**kept.pickles, **more})
+        if len(skeleton) > kept.layout.skeleton_bytes or kept.storages & _storages(changing.leaves):
+            return None
+        extents, places = changing.gather()
+        places = [
+            Place(place.extent + kept.extents, place.offset) if leaf.tensor.numel() else place
+            for leaf, place in zip(changing.leaves, places, strict=True)
+        ]
+        entries = _entry_bytes(
+            [describe(*pair) for pair in zip(changing.leaves, places, strict=True)],
+            [e.nbytes for e in extents],
+        )
+        if entries != kept.changing:
+            return None
+        offsets = kept.layout.offsets[kept.extents :]
+        fresh = [Piece(*pair) for pair in zip(offsets, extents, strict=True)]
+        leaves = [*kept.leaves, *changing.leaves]
+        return _capture(kept, step, skeleton, [*kept.moving, *fresh], leaves)
+
+    def _collect_changing(
+        self, constant: frozenset[str], values: Mapping[str, object], first: int
+    ) -> tuple[Inventory, dict[str, bytes]]:
+        """Leaves and pickles of everything whose tree must be read at each step."""
+        trees = {n: collect(s) for n, s in self._states.items() if n not in constant}
+        trees[GROUPS] = {
+            name: [_hyperparameters(group) for group in state.param_groups]
+            for name, state in self._states.items()
+            if name in constant and isinstance(state, torch.optim.Optimizer)
+        }
         trees[VALUES] = dict(values)
-        trees[RNG] = rng.read(cuda_devices(states))
-        inventory = Inventory()
+        trees[RNG] = rng.read(cuda_devices(self._states) if cuda.in_use() else ())
+        inventory = Inventory(first=first)
         for owner, state_tree in trees.items():
             inventory.take_walk(owner, state_tree)
-        skeleton = tree.dump(trees, inventory)
-        manifest, extents = _manifest(states, inventory)
-    manifest.format = MANIFEST_FORMAT
-    manifest.job, manifest.shard, manifest.world, manifest.step = job, shard, world, step
-    manifest.skeleton.bytes = len(skeleton)
-    manifest_bytes = _lay_out(manifest)
-    image_bytes = manifest.skeleton.image_offset + len(skeleton)
-    return Capture(image_bytes, manifest_bytes, manifest, extents, skeleton, inventory)
+        return inventory, {n: tree.dump(n, t, inventory) for n, t in trees.items()}
+
+
+def _constant_part(state: object) -> object:
+    """The tree of a plain module or optimizer, without what may change from step to step."""
+    found = collect(state)
+    if isinstance(state, torch.optim.Optimizer):
+        assert isinstance(found, dict), "torch.optim says so"
+        groups = [
+            {k: v for k, v in g.items() if k in GROUP_CONSTANTS} for g in found["param_groups"]
+        ]
+        return {**found, "param_groups": groups}
+    return found
+
+
+def _hyperparameters(group: Mapping[str, object]) -> dict[str, object]:
+    return {key: value for key, value in group.items() if key not in GROUP_CONSTANTS}
+
+
+def merge_groups(trees: dict[str, object]) -> None:
+    """Put the hyperparameters back into the optimizers' trees that they were taken from."""
+    for name, groups in trees.pop(GROUPS, {}).items():  # type: ignore[attr-defined]  # as written
+        saved = trees[name]["param_groups"]  # type: ignore[index]  # as torch.optim wrote it
+        saved[:] = [{**more, **group} for more, group in zip(groups, saved, strict=True)]
+
+
+def _capture(
+    kept: _Kept, step: int, skeleton: bytes, moving: Sequence[Piece], leaves: Sequence[Leaf]
+) -> Capture:
+    layout = kept.layout
+    # Messages are merged where they are joined: the rest need not be serialized again.
+    opening = kept.opening + segment_pb2.Manifest(step=step).SerializeToString()
+    kept.manifest.step = step
+    return Capture(
+        manifest=kept.manifest,
+        manifest_bytes=len(opening),
+        layout=layout,
+        resting=kept.resting,
+        moving=moving,
+        texts=(
+            (0, opening.ljust(layout.opening_bytes, b"\0")),
+            (layout.skeleton_offset, skeleton.ljust(layout.skeleton_bytes, b"\0")),
+        ),
+        watched=kept.watched,
+        _leaves=leaves,
+    )
+
+
+def _storages(leaves: Sequence[Leaf]) -> frozenset[int]:
+    pieces = (local_piece(leaf.tensor) for leaf in leaves)
+    return frozenset(p.untyped_storage()._cdata for p in pieces if p.numel())
+
+
+def _entries(manifest: segment_pb2.Manifest, leaves: int, extents: int) -> list[bytes]:
+    return _entry_bytes(manifest.tensors[leaves:], [e.bytes for e in manifest.extents[extents:]])
+
+
+def _entry_bytes(entries: Sequence[segment_pb2.TensorEntry], sizes: Sequence[int]) -> list[bytes]:
+    return [*(e.SerializeToString(deterministic=True) for e in entries), repr(sizes).encode()]
 
 
 @dataclass(frozen=True, eq=False)
@@ -180,65 +316,14 @@ def survey(states: Mapping[str, object]) -> Survey:
         for name, state in states.items():
             if kind_of(name, state) != STATEFUL:
                 inventory.take_walk(name, collect(state))
-        manifest, extents = _manifest(states, inventory)
-    return Survey(manifest, extents, inventory)
-
-
-def _manifest(
-    states: Mapping[str, object], inventory: Inventory
-) -> tuple[segment_pb2.Manifest, list[Extent]]:
-    extents, places = inventory.gather()
-    manifest = segment_pb2.Manifest(
-        extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-        tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
-        names={name: kind_of(name, state) for name, state in states.items()},
-        optimizers=_optimizer_shapes(states),
-    )
-    return manifest, extents
-
-
-def _lay_out(manifest: segment_pb2.Manifest) -> int:
-    """Set every image offset, and return the manifest's own length, on which they depend."""
-    start = 0
-    while True:
-        offset = start
-        for extent in [*manifest.extents, manifest.skeleton]:
-            extent.image_offset = offset
-            offset = aligned(offset + extent.bytes)
-        size = manifest.ByteSize()
-        if size <= start:
-            return size
-        # Longer offsets make a longer manifest, never a shorter one: this ends.
-        start = aligned(size)
-
-
-def _optimizer_shapes(states: Mapping[str, object]) -> list[segment_pb2.OptimizerShape]:
-    names = {
-        id(parameter): f"{owner}.{name}"
-        for owner, state in states.items()
-        if isinstance(state, torch.nn.Module)
-        for name, parameter in state.named_parameters()
-    }
-    return [
-        segment_pb2.OptimizerShape(
-            name=owner,
-            type=type(state).__name__,
-            groups=[
-                segment_pb2.ParameterGroup(
-                    parameters=[_parameter_label(names, p) for p in group["params"]]
-                )
-                for group in state.param_groups
-            ],
+        extents, places = inventory.gather()
+        manifest = segment_pb2.Manifest(
+            extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
+            tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
+            names={name: kind_of(name, state) for name, state in states.items()},
+            optimizers=optimizer_shapes(states),
         )
-        for owner, state in states.items()
-        if isinstance(state, torch.optim.Optimizer)
-    ]
-
-
-def _parameter_label(names: Mapping[int, str], parameter: torch.Tensor) -> str:
-    # A parameter of no captured module has no name; its shape must still fit.
-    name = names.get(id(parameter), "a parameter")
-    return f"{name}: {label(str(parameter.dtype).removeprefix('torch.'), parameter.shape)}"
+    return Survey(manifest, extents, inventory)
 
 
 def predict_image_bytes(states: Mapping[str, object]) -> int:

@@ -1,93 +1,194 @@
-"""Handing one snapshot to the daemon: claim a buffer, copy, say that it is written."""
+"""Handing snapshots to the daemon: begun by a step, waited for by the next update, collected."""
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Mapping
-from typing import Final
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Final, Literal
+
+import torch
+from torch.utils.hooks import RemovableHandle
 
 from snapshotd.wire.points import point
-from snapshotd.wire.v1 import trainer_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import capture as capturing
+from snapshotd_client import cuda
 from snapshotd_client.buffers import Buffers
 from snapshotd_client.channel import Channel
-from snapshotd_client.errors import StateChanged
+from snapshotd_client.copying import Load
+from snapshotd_client.courier import Courier
+from snapshotd_client.errors import SnapshotdClientError, StateChanged
+from snapshotd_client.flight import Cargo, Flight
 from snapshotd_client.identity import Identity
+from snapshotd_client.layout import Layout
+from snapshotd_client.overlap import Watch
+from snapshotd_client.staging import Staging
 from snapshotd_client.trained import trained_ranges
-from snapshotd_client.wires import DaemonGone
 
-#: Of the time a step may wait, the daemon gets this part to find a buffer; the rest is for its
-#: answers to arrive.
-_PATIENCE: Final = 0.7
-_LEAST_S: Final = 0.05
+log = logging.getLogger(__name__)
+
+Overlap = Literal["on", "off"]
+
 _MOST_SHOWN: Final = 5
+#: So much is copied aside at most; where more must be copied at once, it goes to the daemon's
+#: memory directly, and all of it before the step returns.
+STAGED_BYTES: Final = 64 << 20
+#: After so many torn snapshots in a row nothing is copied in the background any more.
+TORN_IN_A_ROW: Final = 3
 
 
 class Handover:
-    """Copies state into segments, one snapshot at a time."""
+    """Copies state into segments, one snapshot at a time.
 
-    def __init__(self, channel: Channel, who: Identity, max_stall_s: float) -> None:
+    Every method is the training thread's.
+
+    Args:
+        states: as given to Snapshotter.
+        channel: used by a background thread while a snapshot is on its way; see `busy`.
+        who: this trainer.
+        max_stall_s: longest wait for the daemon in one snapshot, the copy not counted.
+        overlap: "off" copies everything before `begin` returns.
+
+    Attributes:
+        torn: snapshots that were discarded because the state moved under the copy.
+        waited_s: how long the newest update of an optimizer waited for the copy.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, object],
+        channel: Channel,
+        who: Identity,
+        max_stall_s: float,
+        overlap: Overlap,
+    ) -> None:
         self._channel = channel
-        self._who = who
         self._max_stall_s = max_stall_s
+        self._planner = capturing.Planner(who.job, who.rank, who.world_size, states)
         self._buffers = Buffers()
+        self._staging = Staging()
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
+        self._planned: tuple[Layout, list[segment_pb2.StorageExtent]] | None = None
+        self._flight: Flight | None = None
+        self._courier = Courier()
+        self._overlap = overlap == "on"
+        self._torn_in_a_row = 0
+        self.torn = 0
+        self.waited_s = 0.0
+        self._hooks = _hook(states, self) if self._overlap else []
 
-    def take(self, step: int, states: Mapping[str, object], values: Mapping[str, object]) -> str:
-        """Snapshot the state of a step.
+    @property
+    def overlaps(self) -> bool:
+        """Whether snapshots are copied in the background."""
+        return self._overlap
 
-        Returns:
-            Why the daemon has no buffer for it; empty when it was handed over.
+    @property
+    def busy(self) -> bool:
+        """Whether a snapshot is on its way, and the channel in its hands."""
+        return self._flight is not None and not self._flight.done.is_set()
+
+    def make_ready(self, segments: Sequence[tuple[str, int]]) -> None:
+        """Do now what the first snapshot would do: plan it, map and touch where it may go.
+
+        Args:
+            segments: paths, and where their images start.
+        """
+        try:
+            captured = self._planner.plan(0, {})
+        except SnapshotdClientError:
+            return  # what cannot be captured yet, a step will tell
+        self._look_at(captured)
+        if self._overlap and _fits_aside(captured):
+            self._staging.take(captured.moving)
+            self._courier.start()
+        for path, offset in segments:
+            try:
+                self._buffers.make_ready(path, offset, captured.resting)
+            except (OSError, ValueError) as error:
+                log.info("a segment is not made ready: %s", error)
+
+    def begin(self, step: int, values: Mapping[str, object]) -> None:
+        """Snapshot the state of a step; what became of it, `collect` says.
 
         Raises:
-            DaemonGone, Refused: as the channel says.
             StateChanged: a tensor has another shape or dtype than at the last snapshot.
         """
-        who = self._who
-        captured = capturing.plan(who.job, who.rank, who.world_size, step, states, values)
-        self._check_shapes(captured)
+        assert self._flight is None, "the one before has been collected"
+        captured = self._planner.plan(step, values)
+        trained = self._look_at(captured)
         point("trainer.step.planned")
-        claim = pb.Claim(
+        aside = self._overlap and _fits_aside(captured)
+        cargo = Cargo(
             step=step,
-            image_bytes=captured.image_bytes,
-            patience_s=self._max_stall_s * _PATIENCE,
+            captured=captured,
+            moving=self._staging.take(captured.moving) if aside else Load(captured.moving, ()),
+            trained=trained,
+            watch=Watch(captured.watched),
+            stream=cuda.Stream(captured.devices),
         )
-        asked_s = time.monotonic()
-        number = self._channel.post(pb.ToDaemon(claim=claim))
-        point("trainer.claim.sent")
-        reply = self._channel.answer(number, self._max_stall_s)
-        left_s = self._max_stall_s - (time.monotonic() - asked_s)
-        if reply.WhichOneof("body") != "granted":
-            point("trainer.claim.skipped")
-            return reply.skip.reason
-        point("trainer.claim.granted")
-        self._write(captured, reply.granted)
-        written = pb.Written(
-            step=step,
-            buffer=reply.granted.buffer,
-            image_bytes=captured.image_bytes,
-            manifest_bytes=captured.manifest_bytes,
-            trained=trained_ranges(captured.manifest, captured.image_bytes),
-        )
-        number = self._channel.post(pb.ToDaemon(written=written))
-        point("trainer.written.sent")
-        self._channel.answer(number, max(_LEAST_S, left_s))
-        point("trainer.written.answered")
-        return ""
+        self._flight = Flight(cargo, self._channel, self._buffers, self._max_stall_s)
+        if aside:
+            self._courier.take(self._flight)
+        else:
+            self._flight.fly_at_once()
+
+    def before_update(self) -> None:
+        """An optimizer is about to write to its parameters: let the copy end first."""
+        if cuda.is_capturing() and self._overlap:
+            self._stop_overlapping("an optimizer's step is captured in a CUDA graph")
+        flight = self._flight
+        if flight is None or not self._courier.is_here:
+            return
+        began_s = time.perf_counter()
+        flight.copied.wait()
+        flight.judge()
+        flight.hold_back()
+        self.waited_s = time.perf_counter() - began_s
+
+    def collect(self) -> Flight | None:
+        """What became of the snapshot that was begun, once; None where there is none.
+
+        Raises:
+            BaseException: a bug of ours ended it, or the user did.
+        """
+        flight, self._flight = self._flight, None
+        if flight is None:
+            return None
+        flight.copied.wait()
+        flight.judge()
+        flight.done.wait()
+        self._note_torn(flight)
+        return flight
 
     def close(self) -> None:
+        """Abandon what is on its way, and let go of all memory."""
+        for hook in self._hooks:
+            hook.remove()
+        self._courier.close()
         self._buffers.close()
 
-    def _write(self, captured: capturing.Capture, granted: pb.Granted) -> None:
-        try:
-            with self._buffers.writing(
-                granted.path, granted.image_offset, captured.image_bytes
-            ) as image:
-                point("trainer.buffer.mapped")
-                captured.write(image)
-                point("trainer.image.copied")
-        except OSError as error:
-            raise DaemonGone(f"its segment cannot be mapped: {error}") from error
+    def _note_torn(self, flight: Flight) -> None:
+        self.torn += flight.torn
+        self._torn_in_a_row = self._torn_in_a_row + 1 if flight.torn else 0
+        if self._torn_in_a_row == TORN_IN_A_ROW:
+            self._stop_overlapping(
+                f"{TORN_IN_A_ROW} snapshots in a row were torn: something else than their "
+                "optimizers writes to the parameters"
+            )
+
+    def _stop_overlapping(self, why: str) -> None:
+        self._overlap = False
+        log.warning("from now on step() copies everything before it returns: %s", why)
+
+    def _look_at(self, captured: capturing.Capture) -> list[segment_pb2.StorageExtent]:
+        """Check a plan that is new; its trained ranges."""
+        if self._planned is None or self._planned[0] is not captured.layout:
+            self._check_shapes(captured)
+            ranges = trained_ranges(captured.manifest, captured.image_bytes)
+            self._planned = captured.layout, ranges
+        return self._planned[1]
 
     def _check_shapes(self, captured: capturing.Capture) -> None:
         """A tensor may come or go; one that stays keeps its shape and dtype."""
@@ -109,3 +210,23 @@ class Handover:
                 "step()",
             )
         self._shapes = shapes
+
+
+def _fits_aside(captured: capturing.Capture) -> bool:
+    return sum(piece.extent.nbytes for piece in captured.moving) <= STAGED_BYTES
+
+
+def _hook(states: Mapping[str, object], handover: Handover) -> list[RemovableHandle]:
+    """Have every optimizer of `states` wait before it writes."""
+    mine = weakref.ref(handover)  # an optimizer outlives a Snapshotter that was dropped
+
+    def wait(*_: object) -> None:
+        held = mine()
+        if held is not None:
+            held.before_update()
+
+    return [
+        state.register_step_pre_hook(wait)
+        for state in states.values()
+        if isinstance(state, torch.optim.Optimizer) and hasattr(state, "_optimizer_step_pre_hooks")
+    ]

@@ -21,6 +21,8 @@ from snapshotd_client.extents import Extent, Place, byte_span, gather
 #: Owners that no name given to Snapshotter can take.
 VALUES: Final = "<values>"
 RNG: Final = "<rng>"
+#: What optimizers hold beside tensors and parameters: learning rates and the like, by name.
+GROUPS: Final = "<groups>"
 
 #: Marks the name of a tensor that a walk over dict, list and tuple does not reach.
 HIDDEN: Final = "<hidden"
@@ -48,6 +50,7 @@ class Inventory:
     """All leaves of some state trees, in the order they were found; each object once an owner."""
 
     leaves: list[Leaf] = field(default_factory=list)
+    first: int = 0  # index of the first of these leaves in the manifest
     _index: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def take_walk(self, owner: str, tree: object) -> None:
@@ -64,12 +67,15 @@ class Inventory:
         known = self._index.get((owner, id(tensor)))
         if known is not None:
             return known
-        index = len(self.leaves)
+        index = self.first + len(self.leaves)
         leaf = Leaf(owner, name or f"{owner}.{HIDDEN} {index}>", tensor, hidden)
         refuse_unsupported(leaf.name, tensor)
         self.leaves.append(leaf)
         self._index[owner, id(tensor)] = index
         return index
+
+    def leaf(self, index: int) -> Leaf:
+        return self.leaves[index - self.first]
 
     def gather(self) -> tuple[list[Extent], list[Place]]:
         return gather([local_piece(leaf.tensor) for leaf in self.leaves])

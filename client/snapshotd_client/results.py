@@ -42,6 +42,10 @@ class Status:
         skipped: snapshots that were due and not taken, since this process started.
         repeated: newest snapshots, in a row, that hold the very tensors of the one before them; an
             alarm where the model should have changed.
+        torn: snapshots that were discarded because the state was written to while it was copied.
+        blocked_s: how long the newest `step` that took a snapshot kept training waiting.
+        waited_s: how long the newest update of a captured optimizer waited for the copy; 0 where
+            it had ended before.
     """
 
     connected: bool
@@ -53,3 +57,6 @@ class Status:
     waits_for: tuple[str, ...]
     skipped: int
     repeated: int
+    torn: int = 0
+    blocked_s: float = 0.0
+    waited_s: float = 0.0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Mapping
@@ -17,12 +18,10 @@ from types import TracebackType
 from typing import Literal, Self
 
 from snapshotd.wire.points import point
-from snapshotd.wire.v1 import node_pb2, segment_pb2
+from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import apply as applying
 from snapshotd_client import capture as capturing
-from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, refusal_of
-from snapshotd_client.buffers import reading
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, prepared, refusal_of
 from snapshotd_client.channel import Channel
 from snapshotd_client.errors import (
     NoDaemon,
@@ -30,6 +29,395 @@ from snapshotd_client.errors import (
     Refused,
     WrongUse,
 )
-from snapshotd_client.handover import Handover
+from snapshotd_client.handover import Handover, Overlap
 from snapshotd_client.identity import identify
+from snapshotd_client.launch import this_launch
 from snapshotd_client.lock import TrainerLock
+from snapshotd_client.news import News
+from snapshotd_client.owners import check_states
+from snapshotd_client.restoring import bring_back
+from snapshotd_client.results import Restored, Status
+from snapshotd_client.waiting import Deadline
+from snapshotd_client.wires import DaemonGone
+
+log = logging.getLogger(__name__)
+
+CLIENT_VERSION = "0.1.0"
+RESTORE_TIMEOUT_S = 300.0
+#: Of a run that is on its own: no rank of a job can join it half way.
+_ALONE = "this run began without a daemon; it is protected from its next start on"
+
+
+class Snapshotter:
+    """Keeps a training process's newest state safe in the memory of its group of nodes.
+
+    Args:
+        states: name -> nn.Module, Optimizer, tensor, or anything with state_dict and
+            load_state_dict. Names are part of the snapshot.
+        interval_steps: snapshot every that many steps.
+        job: name under which a restarted run finds its snapshots; else SNAPSHOTD_JOB, else
+            torchrun's run id.
+        rank, world_size, local_rank: else SNAPSHOTD_*, else torchrun's variables.
+        run_dir: the daemon's; else SNAPSHOTD_RUN_DIR, else /run/snapshotd.
+        required: whether it is an error when no daemon is there, or a warning. Without one when
+            `restore` is called, the whole run goes unprotected.
+        max_stall_s: longest time one snapshot waits for the daemon, the copy itself not counted.
+        overlap: "on" has `step` return at once, copy in the background, and the next step of a
+            captured optimizer wait for the rest. "off" copies everything before `step` returns:
+            for training that writes to parameters between two optimizer steps in ways torch does
+            not count (`.data`, foreign kernels, replayed CUDA graphs).
+
+    Raises:
+        UnsupportedState: a value of `states` cannot be captured.
+        WrongUse: job, rank or world are not known.
+        NoDaemon: no daemon answers, and it is required.
+        Refused: the daemon does not take this trainer; says why (no room, duplicate rank, ...).
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, object],
+        *,
+        interval_steps: int = 1,
+        job: str | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        local_rank: int | None = None,
+        run_dir: str | Path | None = None,
+        required: bool = True,
+        max_stall_s: float = 1.0,
+        overlap: Overlap = "on",
+    ) -> None:
+        if overlap not in ("on", "off"):
+            raise WrongUse(f"overlap is {overlap!r}", 'It is "on" or "off"')
+        if interval_steps < 1 or max_stall_s <= 0:
+            raise WrongUse(
+                f"interval_steps is {interval_steps}, max_stall_s is {max_stall_s}",
+                "Both are at least 1 and above 0",
+            )
+        check_states(states)
+        self._states = dict(states)
+        self._interval_steps = interval_steps
+        self._max_stall_s = max_stall_s
+        self._who = identify(
+            os.environ,
+            job=job,
+            rank=rank,
+            world_size=world_size,
+            local_rank=local_rank,
+            run_dir=run_dir,
+        )
+        self._launch = this_launch()
+        self._decision: node_pb2.DecisionId | None = None
+        self._alone = False  # restore() found no daemon, and none is required
+        self._news = News()
+        self._next_step = 0
+        self._snapshot_step: int | None = None
+        self._missed = 0
+        self._blocked_s = 0.0
+        self._closed = False
+        self._required = required
+        incarnation = uuid.uuid4().hex
+        self._lock = TrainerLock(self._who.run_dir, self._who.local_rank, incarnation)
+        self._channel = Channel(
+            self._who.run_dir,
+            self._who.local_rank,
+            incarnation,
+            self._attach,
+            self._news.take,
+        )
+        self._handover = Handover(self._states, self._channel, self._who, max_stall_s, overlap)
+        try:
+            self._connect()
+        except BaseException:
+            self._let_go()
+            raise
+
+    # -- the public face
+
+    def restore(
+        self,
+        on_lost: Literal["raise", "fresh"] = "raise",
+        timeout_s: float = RESTORE_TIMEOUT_S,
+    ) -> Restored | None:
+        """Bring back the job's newest restorable step, the same on all ranks; call it once, first.
+
+        Args:
+            on_lost: "fresh" starts anew where a job that had snapshots cannot be restored; all
+                ranks must say so. The old snapshots are then given up.
+            timeout_s: longest wait for all ranks and for the daemons' decision.
+
+        Returns:
+            None on the very first start of a job; and, where no daemon is required, when none
+            is there: then with a warning, for the job may well have snapshots.
+
+        Raises:
+            SnapshotLost: the job had a restore point and it cannot be restored; says, shard by
+                shard, what was found and what is lacking.
+            WorldChanged: the restore point was made by another number of ranks.
+            CannotProtect: the job's nodes are too few for the parity; `on_lost` does not help.
+            StateMismatch: the snapshot is of another model; nothing live was changed.
+            NoDaemon: no daemon answers in time, and it is required.
+            ProtectionTimeout: no decision in time; says what it waits for.
+        """
+        if on_lost not in ("raise", "fresh"):
+            raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
+        self._check_open()
+        reply = self._ask_restore(allow_fresh=on_lost == "fresh", timeout_s=timeout_s)
+        if reply is None:
+            self._alone = True
+            warnings.warn(
+                "restore() has no daemon to ask: nothing is restored, also where the job has "
+                f"snapshots; {_ALONE}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return None
+        decision = reply.decision
+        if decision.WhichOneof("outcome") == "refusal":
+            raise refusal_of(decision)
+        restored = (
+            bring_back(reply, self._who, self._states) if decision.HasField("restore") else None
+        )
+        self._decision = decision.id
+        self._news.forget_committed()
+        self._next_step = restored.step + 1 if restored else 0
+        self._handover.make_ready(prepared(self._channel))
+        point("trainer.restore.finished")
+        return restored
+
+    def step(self, step: int, **values: object) -> None:
+        """Snapshot the state after `optimizer.step()` of `step`, if one is due.
+
+        Never raises for what happens to a daemon, and never waits longer than `max_stall_s` for
+        one: then this snapshot is skipped, counted in `status()`, and logged.
+
+        Args:
+            step: must grow from call to call; the first may be any.
+            values: come back as `Restored.values`; anything that pickles.
+
+        Raises:
+            WrongUse: before `restore`, or a step that does not grow.
+            StateChanged: a tensor has another shape or dtype than at the last snapshot.
+        """
+        self._check_open()
+        if self._decision is None and not self._alone and (self._required or self._channel.up):
+            raise WrongUse("step() before restore()", "Call restore() once, before the first step")
+        if step < 0:
+            raise WrongUse(f"step {step} is negative", "Count steps from 0")
+        if step < self._next_step:
+            raise WrongUse(
+                f"step {step} comes after step {self._next_step - 1}",
+                "Give step() each step once, in growing order; after a restore go on with "
+                "restored.step + 1",
+            )
+        self._next_step = step + 1
+        if not self._handover.busy:
+            self._collect()
+        if not self._news.due(step, self._interval_steps):
+            return
+        if self._alone:
+            self._miss(step, f"protected: {_ALONE}")
+            return
+        began_s = time.perf_counter()
+        self._collect()
+        self._snapshot(step, values)
+        self._blocked_s = time.perf_counter() - began_s
+
+    def wait_protected(self, step: int | None = None, timeout_s: float = 60.0) -> int:
+        """Wait until a snapshot is committed: protected by every group of the job.
+
+        Args:
+            step: the newest one handed over where none is given.
+            timeout_s: longest wait.
+
+        Returns:
+            The committed step, `step` or newer.
+
+        Raises:
+            ProtectionTimeout: not in time, and says whom it waits for; or never, because some
+                rank skipped the step.
+        """
+        self._check_open()
+        self._collect()
+        wanted = self._snapshot_step if step is None else step
+        if wanted is None:
+            raise WrongUse("no snapshot was taken yet", "Call step() first, or name a step")
+        deadline = Deadline(timeout_s)
+        while True:
+            self._listen(deadline.slice_s(0.25))
+            if self._news.is_committed(wanted):
+                return int(self._news.progress.committed.step)
+            if self._channel.up and self._news.given_up(wanted):
+                raise ProtectionTimeout(
+                    f"step {wanted} will not be protected: some rank has no snapshot of it",
+                    "Train on: the next snapshot that every rank takes will be",
+                )
+            if deadline.over:
+                raise ProtectionTimeout(
+                    f"step {wanted} was not protected within {timeout_s:.1f} s: {self._why()}",
+                    "See `snapshotd status` on this node",
+                )
+
+    def status(self) -> Status:
+        """How far this rank's state is protected, without waiting.
+
+        What is on its way to the daemon at this moment is told of once it is there.
+        """
+        self._check_open()
+        if not self._handover.busy:
+            self._collect()
+            self._listen(0.0)
+        progress = self._news.progress
+        return Status(
+            connected=self._channel.up,
+            why_not_connected=self._channel.why_down,
+            snapshot_step=self._snapshot_step,
+            committed_step=progress.committed.step if progress.HasField("committed") else None,
+            is_protected=progress.is_protected and self._channel.up,
+            why_not=progress.why_not or self._news.reported,
+            waits_for=tuple(progress.waits_for),
+            skipped=self._missed,
+            repeated=progress.repeated_now,
+            torn=self._handover.torn,
+            blocked_s=self._blocked_s,
+            waited_s=self._handover.waited_s,
+        )
+
+    def close(self) -> None:
+        """Leave the daemon; what it holds stays. A second call does nothing."""
+        if self._closed:
+            return
+        try:
+            self._collect()
+            if self._channel.up:
+                number = self._channel.post(pb.ToDaemon(detach=pb.Detach()))
+                point("trainer.detach.sent")
+                self._channel.answer(number, self._max_stall_s)
+                point("trainer.detach.answered")
+        except (DaemonGone, Refused) as error:
+            log.info("the daemon did not hear of the end of this trainer: %s", error)
+        finally:
+            self._let_go()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # -- connecting
+
+    def _connect(self) -> None:
+        try:
+            self._lock.acquire()
+            self._channel.connect(CONNECT_TIMEOUT_S)
+        except NoDaemon as error:
+            if self._required:
+                raise
+            warnings.warn(
+                f"training is not protected unless a daemon is there when restore() is called: "
+                f"{error}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+    def _attach(self) -> pb.Attach:
+        who = self._who
+        return pb.Attach(
+            job=who.job,
+            run_id=who.run_id,
+            restart_count=who.restart_count,
+            shard=who.rank,
+            world=who.world_size,
+            predicted_image_bytes=capturing.predict_image_bytes(self._states),
+            client_version=CLIENT_VERSION,
+            decision=self._decision,
+            passed_step=self._next_step,
+            launch=self._launch,
+        )
+
+    def _listen(self, timeout_s: float) -> None:
+        """Take in news, and find the daemon again if it is away."""
+        try:
+            if not self._alone and self._channel.poke():
+                self._channel.listen(timeout_s)
+            elif timeout_s > 0:
+                Deadline(timeout_s).sleep()
+        except DaemonGone as error:
+            self._news.report(f"the daemon is gone ({error})")
+        except Refused as error:
+            self._news.report(f"the daemon does not take this trainer back: {error}")
+
+    def _let_go(self) -> None:
+        self._closed = True
+        # The lock first: the daemon looks at it when the connection ends.
+        self._lock.release()
+        point("trainer.lock.released")
+        self._handover.close()  # which uses the channel until then
+        self._channel.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise WrongUse("this Snapshotter is closed", "Make a new one")
+
+    # -- restoring
+
+    def _ask_restore(self, *, allow_fresh: bool, timeout_s: float) -> pb.Restored | None:
+        """The daemons' answer; None where there is none to ask, and none is required."""
+        question = RestoreQuestion(self._channel, required=self._required, report=self._news.report)
+        try:
+            if not self._lock.held:  # at construction there was no directory to hold it in
+                self._lock.acquire()
+        except NoDaemon:
+            if self._required:
+                raise
+            return None
+        return question.ask(allow_fresh=allow_fresh, deadline=Deadline(timeout_s))
+
+    # -- snapshots
+
+    def _snapshot(self, step: int, values: Mapping[str, object]) -> None:
+        try:
+            if not self._channel.poke():
+                raise DaemonGone(self._channel.why_down)
+            self._channel.drain()
+        except DaemonGone as error:
+            self._miss(step, f"protected: the daemon is gone ({error})")
+        except Refused as error:
+            self._miss(step, f"protected: {error}")
+        else:
+            self._handover.begin(step, values)
+            if not self._handover.busy:
+                self._collect()
+
+    def _collect(self) -> None:
+        """Take note of what became of the snapshot before; waits for it where it is on its way."""
+        flight = self._handover.collect()
+        if flight is None:
+            return
+        if flight.error is not None and not isinstance(flight.error, DaemonGone | Refused):
+            raise flight.error
+        if isinstance(flight.error, DaemonGone):
+            self._miss(flight.step, f"protected: the daemon is gone ({flight.error})")
+        elif flight.error is not None:
+            self._miss(flight.step, f"protected: {flight.error}")
+        elif flight.skipped:
+            self._miss(flight.step, f"snapshotted: {flight.skipped}")
+        else:
+            self._snapshot_step = flight.step
+            self._news.handed_over(flight.step)
+
+    def _miss(self, step: int, why: str) -> None:
+        self._missed += 1
+        self._news.report(f"step {step} is not {why}")
+
+    def _why(self) -> str:
+        if not self._channel.up:
+            return f"no daemon answers ({self._channel.why_down})"
+        return self._news.why()

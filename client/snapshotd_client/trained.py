@@ -11,7 +11,8 @@ from typing import Final
 
 from snapshotd.wire.protocol import grain_bytes
 from snapshotd.wire.v1 import segment_pb2
-from snapshotd_client.capture import MODULE, OPTIMIZER, TENSOR, aligned
+from snapshotd_client.layout import aligned
+from snapshotd_client.owners import MODULE, OPTIMIZER, TENSOR
 
 _TRAINED_KINDS: Final = frozenset({MODULE, OPTIMIZER, TENSOR})
 _REAL_PREFIXES: Final = ("float", "bfloat", "complex")

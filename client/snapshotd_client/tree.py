@@ -54,30 +54,34 @@ class TensorMark:
 TensorSource = Callable[[str, TensorMark], torch.Tensor]
 
 
-def dump(trees: Mapping[str, object], inventory: Inventory) -> bytes:
-    """Pickle `trees` by owner; tensors not yet in `inventory` are added to it.
+def dump(owner: str, tree: object, inventory: Inventory) -> bytes:
+    """Pickle the tree of one owner; tensors not yet in `inventory` are added to it.
+
+    Each owner has a pickle that refers to no other, so that one that is unchanged is kept.
 
     Raises:
-        UnsupportedState: an object of a tree cannot be pickled.
+        UnsupportedState: an object of the tree cannot be pickled.
     """
     stream = io.BytesIO()
-    pickler = _TreePickler(stream, inventory)
-    pickler.dump(list(trees))
-    for owner, tree in trees.items():
-        pickler.owner = owner
-        try:
-            pickler.dump(tree)
-        # TypeError and AttributeError are what pickle raises for locks, lambdas and the like.
-        except (pickle.PicklingError, TypeError, AttributeError) as error:
-            raise UnsupportedState(
-                f"the state of {owner} holds an object that cannot be pickled: {error}",
-                "Give Snapshotter plain data, tensors, or objects that pickle supports.",
-            ) from error
+    try:
+        _TreePickler(stream, owner, inventory).dump(tree)
+    # TypeError and AttributeError are what pickle raises for locks, lambdas and the like.
+    except (pickle.PicklingError, TypeError, AttributeError) as error:
+        raise UnsupportedState(
+            f"the state of {owner} holds an object that cannot be pickled: {error}",
+            "Give Snapshotter plain data, tensors, or objects that pickle supports.",
+        ) from error
     return stream.getvalue()
 
 
+def join(pickles: Mapping[str, bytes]) -> bytes:
+    """The skeleton of an image, of the pickles of its owners."""
+    opening = pickle.dumps(list(pickles), protocol=PICKLE_PROTOCOL)
+    return b"".join([opening, *pickles.values()])
+
+
 def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:
-    """Read back what `dump` wrote.
+    """Read back what `join` joined; what follows it is not looked at.
 
     Args:
         skeleton: the bytes.
@@ -86,29 +90,27 @@ def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:
     Raises:
         StateMismatch: a class of the snapshot cannot be imported here, or these are no trees.
     """
-    unpickler = _TreeUnpickler(io.BytesIO(skeleton), tensor)
+    stream = io.BytesIO(skeleton)
     trees: dict[str, object] = {}
     try:
-        for owner in unpickler.load():
-            unpickler.owner = owner
-            trees[owner] = unpickler.load()
+        for owner in _TreeUnpickler(stream, "", tensor).load():
+            trees[owner] = _TreeUnpickler(stream, owner, tensor).load()
     except _NO_TREES as error:
         raise StateMismatch([f"the {len(skeleton)} bytes of the skeleton: {error!r}"]) from error
     return trees
 
 
 class _TreePickler(pickle.Pickler):
-    owner = ""
-
-    def __init__(self, stream: io.BytesIO, inventory: Inventory) -> None:
+    def __init__(self, stream: io.BytesIO, owner: str, inventory: Inventory) -> None:
         super().__init__(stream, protocol=PICKLE_PROTOCOL)
+        self._owner = owner
         self._inventory = inventory
 
     def persistent_id(self, obj: object) -> object:
         if not isinstance(obj, torch.Tensor) or is_wrapper(obj):
             return None
-        index = self._inventory.take(self.owner, obj)
-        hidden = self._inventory.leaves[index].hidden
+        index = self._inventory.take(self._owner, obj)
+        hidden = self._inventory.leaf(index).hidden
         return index, _tensor_class(obj), obj.is_conj(), obj.is_neg(), hidden
 
     def reducer_override(self, obj: object) -> Any:
@@ -120,23 +122,22 @@ class _TreePickler(pickle.Pickler):
 
 
 class _TreeUnpickler(pickle.Unpickler):
-    owner = ""
-
-    def __init__(self, stream: io.BytesIO, tensor: TensorSource) -> None:
+    def __init__(self, stream: io.BytesIO, owner: str, tensor: TensorSource) -> None:
         super().__init__(stream)
+        self._owner = owner
         self._tensor = tensor
 
     def persistent_load(self, pid: object) -> torch.Tensor:
         if not isinstance(pid, tuple) or len(pid) != len(fields(TensorMark)):
             raise pickle.UnpicklingError(f"{pid!r} is no tensor")
-        return self._tensor(self.owner, TensorMark(*pid))
+        return self._tensor(self._owner, TensorMark(*pid))
 
     def find_class(self, module: str, name: str, /) -> object:
         try:
             return super().find_class(module, name)
         except (ImportError, AttributeError) as error:
             raise StateMismatch(
-                [f"{self.owner}: {module}.{name} cannot be imported here: {error}"],
+                [f"{self._owner}: {module}.{name} cannot be imported here: {error}"],
                 "Make the class importable, as it was in the run that wrote the snapshot.",
             ) from error
 

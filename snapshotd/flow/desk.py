@@ -69,6 +69,9 @@ class TrainerDesk:
             case "written":
                 self._written(message.written)
                 return self._accepted()
+            case "prepare":
+                self._open["prepare"] = message.request
+                self._smp.start(self._prepared())
             case "pass":
                 self._passed(getattr(message, "pass").step)
                 return self._accepted()
@@ -102,6 +105,7 @@ class TrainerDesk:
         self._smp.give_back_filling()
         self._machine.attach(facts)
         self._smp.check_room(facts.job, message.attach.predicted_image_bytes)
+        self._smp.start(self._smp.readiness.make(facts.job, message.attach.predicted_image_bytes))
         point("smp.attach.taken")
         self._identity = identity
         self._open.clear()
@@ -168,6 +172,14 @@ class TrainerDesk:
             buffer=segment.name,
         )
         await self._reply("claim", pb.ToTrainer(granted=reply))
+
+    async def _prepared(self) -> None:
+        """The memory that was made for the trainer when it attached."""
+        segments = [
+            pb.Prepared.Segment(path=str(segment.path), image_offset=HEADER_BYTES)
+            for segment in await self._smp.readiness.segments()
+        ]
+        await self._reply("prepare", pb.ToTrainer(prepared=pb.Prepared(segments=segments)))
 
     async def deliver(self, answer: Answer | Deny) -> None:
         """What the machine decided about an open question."""

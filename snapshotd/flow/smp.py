@@ -31,6 +31,7 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.readiness import Readiness
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_holding
@@ -78,6 +79,7 @@ class Smp:
         self._link = link
         self._trainer_lock = trainer_lock
         self._rooms = rooms
+        self.readiness = Readiness(vault, rooms)
         self._conduct = conduct
         self._waits_for_room = False
         self._wake = asyncio.Event()
@@ -114,10 +116,14 @@ class Smp:
 
     def forget_trainer(self) -> None:
         """Its sealed generations stay; the buffer it was writing goes back."""
+        job = self.machine.trainer.job if self.machine.trainer is not None else ""
         self.machine.detach()
+        self.readiness.stop()
         self.vault.repeats.forget()
         point("smp.trainer.forgotten")
         self.give_back_filling()
+        if job:
+            self.start(self.vault.tidy(job))
         self.wake()
 
     def give_back_filling(self) -> None:

@@ -129,6 +129,22 @@ class Vault:
         with self._noting_shortage(job, max(shard_bytes)):
             return await self._begun(Kind.PARITY, image_bytes, record, begin)
 
+    async def make_ready(self, job: str, image_bytes: int, count: int) -> bool:
+        """Make one buffer for shards, unless there are `count`; whether one was made.
+
+        Raises:
+            NoRoom, ConfigError: it cannot be made.
+        """
+        record = seal_record_bytes(job, image_bytes)
+        async with self._claiming:
+            return await asyncio.to_thread(
+                self._arena.reserve, Kind.DATA, image_bytes, record, count
+            )
+
+    def buffers(self) -> tuple[Segment, ...]:
+        """The segments that shards stand in, or may."""
+        return tuple(s for s in self._arena.segments if s.kind is Kind.DATA)
+
     @contextmanager
     def _noting_shortage(self, job: str, largest_bytes: int) -> Iterator[None]:
         try:

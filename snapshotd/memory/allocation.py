@@ -6,6 +6,7 @@ the writer with SIGBUS. Here every page is allocated before anyone maps the file
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import mmap
 import os
@@ -24,8 +25,12 @@ UNFINISHED_SUFFIX: Final = ".new"
 #: mmap.MADV_POPULATE_WRITE, which Python does not name. Linux 5.14 and later.
 _MADV_POPULATE_WRITE: Final = 23
 
-#: Touched in pieces, because the interpreter lock is held for the length of one.
-_TOUCH_BYTES: Final = 32 << 20
+#: Not mmap's own, which holds the interpreter lock: others of this process serve meanwhile.
+_madvise: Final = ctypes.CDLL(None, use_errno=True).madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+
+#: Touched in pieces, because the kernel holds the lock of this process's memory for one's length.
+_TOUCH_BYTES: Final = 8 << 20
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.ENOMEM, errno.EFBIG})
 _NO_FILES: Final = frozenset({errno.EMFILE, errno.ENFILE})
@@ -76,13 +81,15 @@ def touch(mapping: mmap.mmap) -> None:
 
     Contents do not change, but must not be in use: without MADV_POPULATE_WRITE zeros are written.
     """
+    first = ctypes.c_char.from_buffer(mapping)
+    address = ctypes.addressof(first)
+    del first  # while it is there, the mapping cannot be closed
     for start in range(0, len(mapping), _TOUCH_BYTES):
         length = min(_TOUCH_BYTES, len(mapping) - start)
-        try:
-            mapping.madvise(_MADV_POPULATE_WRITE, start, length)
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
+        if _madvise(address + start, length, _MADV_POPULATE_WRITE):
+            number = ctypes.get_errno()
+            if number != errno.EINVAL:
+                raise OSError(number, os.strerror(number))
             _write_each_page(mapping, start, length)
 
 

@@ -142,6 +142,24 @@ class Arena:
         with self._making:
             return self._make(kind, capacity, records)
 
+    def reserve(self, kind: Kind, image_bytes: int, record_bytes: int, count: int) -> bool:
+        """Make one FREE segment, unless `count` would fit such an image, whatever they hold.
+
+        Returns:
+            Whether one was made.
+
+        Raises:
+            NoRoom, ConfigError: as `claim`; but no other segment is given up for it.
+        """
+        with self._books:
+            there = [s for s in self._segments if _fits(s, kind, image_bytes, record_bytes)]
+        if len(there) >= count:
+            return False
+        capacity, records = capacity_bytes(image_bytes), max(PAGE_BYTES, pages(record_bytes))
+        with self._making:
+            self._make(kind, capacity, records, give_way=False).unclaim()
+        return True
+
     def trim(self, keep_free: int) -> int:
         """Remove FREE segments beyond the `keep_free` largest of each kind.
 
@@ -197,7 +215,9 @@ class Arena:
                 segment.free()
         return tuple(quarantined)
 
-    def _make(self, kind: Kind, image_capacity: int, record_capacity: int) -> Segment:
+    def _make(
+        self, kind: Kind, image_capacity: int, record_capacity: int, *, give_way: bool = True
+    ) -> Segment:
         path = self._unused_path(kind)
         size = file_bytes(image_capacity, record_capacity)
         while True:
@@ -208,7 +228,7 @@ class Arena:
                     create_file(path, kind, image_capacity, record_capacity)
                 break
             except NoRoom:
-                if not self._give_way(kind):
+                if not (give_way and self._give_way(kind)):
                     raise
         try:
             segment = Segment.open(path)
@@ -233,11 +253,7 @@ class Arena:
             return True
 
     def _smallest_fitting(self, kind: Kind, image_bytes: int, record_bytes: int) -> Segment | None:
-        fitting = (
-            segment
-            for segment in self._free(kind)
-            if segment.image_capacity >= image_bytes and segment.record_capacity >= record_bytes
-        )
+        fitting = (s for s in self._free(kind) if _fits(s, kind, image_bytes, record_bytes))
         return min(fitting, key=lambda segment: segment.size_bytes, default=None)
 
     def _free(self, kind: Kind) -> list[Segment]:
@@ -262,6 +278,14 @@ class Arena:
         segment.close()
         segment.unlink()
         self._segments.remove(segment)
+
+
+def _fits(segment: Segment, kind: Kind, image_bytes: int, record_bytes: int) -> bool:
+    return (
+        segment.kind is kind
+        and segment.image_capacity >= image_bytes
+        and segment.record_capacity >= record_bytes
+    )
 
 
 def _remove_foreign(path: Path, reason: str) -> Quarantined:

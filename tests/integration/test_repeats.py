@@ -8,20 +8,23 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from snapshotd_client.extents import Extent
+from snapshotd_client.copying import Load, Target
 from tests.integration.cluster import Cluster, Node, eventually
 from tests.integration.ranks import Job, homes
 
 
 def freeze(patch: pytest.MonkeyPatch) -> None:
-    """The capture of this process copies for ever what it saw first of each place."""
-    live, first = Extent.bytes_view, {}
+    """The capture of this process copies for ever what it copied first."""
+    live = Target.put
+    first: dict[tuple[Load, int], torch.Tensor] = {}
 
-    def frozen(extent: Extent) -> torch.Tensor:
-        key = (extent.storage.data_ptr(), extent.start, extent.nbytes)
-        return first.setdefault(key, live(extent).clone())
+    def frozen(target: Target, load: Load, check: Callable[[], None]) -> None:
+        live(target, load, check)
+        for offset, source in (*load.large, *(piece for batch in load.batches for piece in batch)):
+            place = target.image[offset : offset + source.nbytes]
+            place.copy_(first.setdefault((load, offset), place.clone()))
 
-    patch.setattr(Extent, "bytes_view", frozen)
+    patch.setattr(Target, "put", frozen)
 
 
 def counters(node: Node) -> tuple[int, int]:

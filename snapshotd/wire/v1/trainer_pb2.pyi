@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToDaemon(_message.Message):
-    __slots__ = ("protocol", "request", "incarnation", "find", "attach", "restore", "claim", "written", "query", "detach")
+    __slots__ = ("protocol", "request", "incarnation", "find", "attach", "restore", "claim", "written", "query", "detach", "prepare")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -20,6 +20,7 @@ class ToDaemon(_message.Message):
     PASS_FIELD_NUMBER: _ClassVar[int]
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DETACH_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     request: int
     incarnation: str
@@ -30,10 +31,11 @@ class ToDaemon(_message.Message):
     written: Written
     query: Query
     detach: Detach
-    def __init__(self, protocol: _Optional[int] = ..., request: _Optional[int] = ..., incarnation: _Optional[str] = ..., find: _Optional[_Union[Find, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., **kwargs) -> None: ...
+    prepare: Prepare
+    def __init__(self, protocol: _Optional[int] = ..., request: _Optional[int] = ..., incarnation: _Optional[str] = ..., find: _Optional[_Union[Find, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., **kwargs) -> None: ...
 
 class ToTrainer(_message.Message):
-    __slots__ = ("request", "found", "attached", "restored", "granted", "skip", "accepted", "progress", "refused")
+    __slots__ = ("request", "found", "attached", "restored", "granted", "skip", "accepted", "progress", "refused", "prepared")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     FOUND_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +45,7 @@ class ToTrainer(_message.Message):
     ACCEPTED_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
+    PREPARED_FIELD_NUMBER: _ClassVar[int]
     request: int
     found: Found
     attached: Attached
@@ -52,7 +55,8 @@ class ToTrainer(_message.Message):
     accepted: Accepted
     progress: Progress
     refused: Refused
-    def __init__(self, request: _Optional[int] = ..., found: _Optional[_Union[Found, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., restored: _Optional[_Union[Restored, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ...) -> None: ...
+    prepared: Prepared
+    def __init__(self, request: _Optional[int] = ..., found: _Optional[_Union[Found, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., restored: _Optional[_Union[Restored, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ...) -> None: ...
 
 class Find(_message.Message):
     __slots__ = ("slot",)
@@ -121,6 +125,23 @@ class Restored(_message.Message):
     bytes_copied: int
     bytes_decoded: int
     def __init__(self, decision: _Optional[_Union[_node_pb2.Decision, _Mapping]] = ..., path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ...) -> None: ...
+
+class Prepare(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Prepared(_message.Message):
+    __slots__ = ("segments",)
+    class Segment(_message.Message):
+        __slots__ = ("path", "image_offset")
+        PATH_FIELD_NUMBER: _ClassVar[int]
+        IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+        path: str
+        image_offset: int
+        def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ...) -> None: ...
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    segments: _containers.RepeatedCompositeFieldContainer[Prepared.Segment]
+    def __init__(self, segments: _Optional[_Iterable[_Union[Prepared.Segment, _Mapping]]] = ...) -> None: ...
 
 class Claim(_message.Message):
     __slots__ = ("step", "image_bytes", "patience_s")

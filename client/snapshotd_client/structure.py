@@ -1,0 +1,158 @@
+"""Whether the live objects still are those of the last plan: looked at before each snapshot.
+
+Reads identities and addresses, nothing else, in a few passes that do not run Python code for each
+tensor. Where it cannot be sure it says no, and everything is planned anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from operator import is_
+from typing import Any, Final
+
+import torch
+from torch.distributed.tensor import DTensor
+
+from snapshotd_client.leaves import is_wrapper, local_piece
+
+#: What torch puts into a group that is the same for as long as the parameters are.
+GROUP_CONSTANTS: Final = frozenset({"params", "param_names"})
+
+_SCALARS: Final = (int, float, bool, str, type(None))
+
+
+def plain_module(module: torch.nn.Module) -> bool:
+    """Whether its state_dict gives its parameters and buffers and runs no code of anybody's."""
+    base = torch.nn.Module
+    return all(
+        type(m).state_dict is base.state_dict
+        and type(m)._save_to_state_dict is base._save_to_state_dict
+        and type(m).get_extra_state is base.get_extra_state
+        and "state_dict" not in vars(m)
+        and not m._state_dict_hooks
+        and not m._state_dict_pre_hooks
+        and all(_plain(t) for t in chain(m._parameters.values(), m._buffers.values()))
+        for m in module.modules()
+    )
+
+
+def plain_optimizer(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether its state_dict gives its tensors as they are, by parameter."""
+    cls, base = type(optimizer), torch.optim.Optimizer
+    hooks = [
+        *optimizer._optimizer_state_dict_pre_hooks,
+        *optimizer._optimizer_state_dict_post_hooks,
+    ]
+    return (
+        cls.state_dict is base.state_dict
+        and not hooks
+        and not any(isinstance(v, torch.Tensor) for v in _hyperparameters(optimizer))
+        and all(
+            isinstance(key, torch.Tensor)
+            and type(entry) is dict
+            and all(map(_simple, entry.values()))
+            for key, entry in optimizer.state.items()
+        )
+    )
+
+
+def _hyperparameters(optimizer: torch.optim.Optimizer) -> Iterator[object]:
+    for group in optimizer.param_groups:
+        yield from (value for key, value in group.items() if key not in GROUP_CONSTANTS)
+
+
+def _simple(value: object) -> bool:
+    return _plain(value) if isinstance(value, torch.Tensor) else isinstance(value, _SCALARS)
+
+
+def _plain(tensor: torch.Tensor | None) -> bool:
+    return tensor is None or not is_wrapper(tensor)
+
+
+class Structure:
+    """The modules and optimizers of `states` that are plain, as they are now.
+
+    Attributes:
+        owners: their names.
+    """
+
+    def __init__(self, states: Mapping[str, object]) -> None:
+        modules = {
+            n: s for n, s in states.items() if isinstance(s, torch.nn.Module) and plain_module(s)
+        }
+        every = [s for s in states.values() if isinstance(s, torch.optim.Optimizer)]
+        optimizers = {
+            n: s
+            for n, s in states.items()
+            if isinstance(s, torch.optim.Optimizer) and plain_optimizer(s)
+        }
+        self.owners = frozenset({*modules, *optimizers})
+        submodules = [m for module in modules.values() for m in module.modules()]
+        self._tables: list[dict[str, Any]] = [
+            table for m in submodules for table in (m._parameters, m._buffers, m._modules)
+        ]
+        self._hooks = [
+            h for m in submodules for h in (m._state_dict_hooks, m._state_dict_pre_hooks)
+        ]
+        self._silent = [m._non_persistent_buffers_set for m in submodules]
+        self._silent_before = [set(names) for names in self._silent]
+        self._optimizers = [*optimizers.values()]
+        self._every_optimizer = every
+        self._lengths = self._group_lengths()
+        self._keys, self._values = self._members()
+        live = [v for v in self._values if isinstance(v, torch.Tensor)]
+        self._pieces = [local_piece(t) for t in live]
+        self._spread = [(t, local_piece(t)) for t in live if isinstance(t, DTensor)]
+        self._addresses = _addresses(self._pieces)
+
+    def holds(self) -> bool:
+        """Whether all of it is as it was, but for the bytes."""
+        if any(self._hooks) or self._silent != self._silent_before:
+            return False
+        keys, values = self._members()
+        return (
+            self._group_lengths() == self._lengths
+            and len(keys) == len(self._keys)
+            and len(values) == len(self._values)
+            and _same(keys, self._keys)
+            and _same(values, self._values)
+            and all(t._local_tensor is piece for t, piece in self._spread)
+            and _addresses(self._pieces) == self._addresses
+            and not any(
+                isinstance(v, torch.Tensor) for o in self._optimizers for v in _hyperparameters(o)
+            )
+        )
+
+    def _group_lengths(self) -> list[int]:
+        return [len(group["params"]) for o in self._every_optimizer for group in o.param_groups]
+
+    def _members(self) -> tuple[list[object], list[object]]:
+        """Names and objects: of modules, of optimizer state, and the parameters in their order."""
+        states = [o.state for o in self._optimizers]
+        entries = [*chain.from_iterable(state.values() for state in states)]
+        keys: Iterable[object] = chain(
+            chain.from_iterable(self._tables), *states, chain.from_iterable(entries)
+        )
+        groups = [group for o in self._every_optimizer for group in o.param_groups]
+        values = chain(
+            chain.from_iterable(map(dict.values, self._tables)),
+            chain.from_iterable(map(dict.values, entries)),
+            chain.from_iterable(group["params"] for group in groups),
+            (group.get("param_names") for group in groups),
+        )
+        return [*keys], [*values]
+
+
+def _same(now: Sequence[object], before: Sequence[object]) -> bool:
+    """Whether both hold the same objects, or equal strings and small numbers."""
+    if all(map(is_, now, before)):
+        return True
+    return all(
+        a is b or (isinstance(a, _SCALARS) and type(a) is type(b) and a == b)
+        for a, b in zip(now, before, strict=True)
+    )
+
+
+def _addresses(pieces: list[torch.Tensor]) -> list[int]:
+    return [*map(torch.Tensor.data_ptr, pieces)]

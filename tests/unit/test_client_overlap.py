@@ -1,0 +1,325 @@
+"""Snapshots are copied while training goes on; what it changes meanwhile is not in them."""
+
+from __future__ import annotations
+
+import gc
+import os
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from snapshotd.wire.v1 import trainer_pb2 as pb
+from snapshotd_client import apply
+from snapshotd_client.handover import TORN_IN_A_ROW, Handover
+from snapshotd_client.identity import identify
+from snapshotd_client.wires import DaemonGone
+
+CAPACITY = 2 << 20
+OFFSET = 4096
+
+
+class Desk:
+    """A daemon's end that grants one file, when it is let."""
+
+    def __init__(self, path: Path) -> None:
+        path.write_bytes(b"\xff" * (OFFSET + CAPACITY))
+        self.path = path
+        self.heard: list[pb.ToDaemon] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.gone = False
+
+    def post(self, message: pb.ToDaemon) -> int:
+        self.heard.append(message)
+        return len(self.heard)
+
+    def answer(self, number: int, timeout_s: float) -> pb.ToTrainer:
+        if self.heard[number - 1].WhichOneof("body") != "claim":
+            return pb.ToTrainer(accepted=pb.Accepted())
+        assert self.open.wait(20)
+        if self.gone:
+            raise DaemonGone("it closed the connection")
+        return pb.ToTrainer(
+            granted=pb.Granted(path=str(self.path), image_offset=OFFSET, buffer="b")
+        )
+
+    def ask(self, message: pb.ToDaemon, timeout_s: float) -> pb.ToTrainer:
+        return self.answer(self.post(message), timeout_s)
+
+    def said(self) -> list[str]:
+        return [message.WhichOneof("body") for message in self.heard]
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.small = nn.Linear(8, 8)
+        self.large = nn.Linear(256, 300)  # above what goes in batches
+        self.register_buffer("seen", torch.zeros(3))
+
+
+class Job:
+    """A model, its optimizer, a copy of the model that is averaged by hand, and a handover."""
+
+    def __init__(self, desk: Desk, overlap: str = "on", **more: object) -> None:
+        torch.manual_seed(1)
+        self.model, self.average = Model(), Model()
+        self.opt = torch.optim.AdamW(self.model.parameters(), lr=0.1)
+        self.states = {"model": self.model, "average": self.average, "opt": self.opt, **more}
+        who = identify({}, job="j", rank=0, world_size=1, local_rank=0, run_dir="/none")
+        self.desk = desk
+        self.train()
+        self.handover = Handover(self.states, desk, who, 20.0, overlap)
+        self.step = 0
+
+    def train(self) -> None:
+        self.opt.zero_grad()
+        for parameter in self.model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        self.opt.step()
+
+    def begin(self, **values: object) -> None:
+        self.step += 1
+        self.handover.begin(self.step, values)
+
+    def bits(self) -> list[torch.Tensor]:
+        trees = [self.model.state_dict(), self.average.state_dict()]
+        state = [t for entry in self.opt.state.values() for t in entry.values()]
+        return [t.clone() for t in (*trees[0].values(), *trees[1].values(), *state)]
+
+    def written(self) -> list[torch.Tensor]:
+        """What another process finds in the newest snapshot."""
+        (*_, last) = [m.written for m in self.desk.heard if m.WhichOneof("body") == "written"]
+        image = memoryview(self.desk.path.read_bytes())[OFFSET:][: last.image_bytes]
+        other = Job(self.desk)
+        try:
+            apply.apply(
+                image, last.manifest_bytes, job="j", world=1, shard=0, states=other.states,
+                on_rng=False,
+            )  # fmt: skip
+            return other.bits()
+        finally:
+            other.handover.close()
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path / "segment")
+
+
+@pytest.fixture
+def job(desk: Desk):
+    made = Job(desk)
+    yield made
+    desk.open.set()
+    made.handover.close()
+
+
+def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+def test_the_next_update_waits_for_the_copy(job: Job) -> None:
+    job.desk.open.clear()
+    before = job.bits()
+    job.begin()
+    assert job.handover.busy
+    threading.Timer(0.2, job.desk.open.set).start()
+    job.train()
+    assert not equal(job.bits(), before)
+    flight = job.handover.collect()
+    assert not flight.torn
+    assert not flight.skipped
+    assert job.handover.waited_s > 0.05
+    assert equal(job.written(), before)
+
+
+@pytest.mark.parametrize("which", ["small", "large"])
+def test_what_moved_under_the_copy_is_never_published(job: Job, which: str) -> None:
+    job.desk.open.clear()
+    job.begin()
+    with torch.no_grad():
+        getattr(job.model, which).weight.add_(1)
+    job.desk.open.set()
+    flight = job.handover.collect()
+    assert flight.torn
+    assert job.handover.torn == 1
+    assert job.desk.said() == ["claim", "pass"]
+    job.begin()
+    assert not job.handover.collect().torn
+    assert equal(job.written(), job.bits())
+
+
+def test_moments_that_moved_are_seen_as_well(job: Job) -> None:
+    job.desk.open.clear()
+    job.begin()
+    next(iter(job.opt.state.values()))["exp_avg"].mul_(2)
+    job.desk.open.set()
+    assert job.handover.collect().torn
+
+
+def test_what_no_optimizer_holds_is_copied_before_the_step_returns(job: Job) -> None:
+    job.desk.open.clear()
+    before = job.bits()
+    job.begin()
+    job.model.seen.add_(1)  # as forward does
+    for parameter in job.average.parameters():
+        parameter.data.add_(1)  # unseen by version counters
+    job.desk.open.set()
+    assert not job.handover.collect().torn
+    assert equal(job.written(), before)
+
+
+def test_many_torn_ones_end_the_overlap(job: Job) -> None:
+    for _ in range(TORN_IN_A_ROW):
+        assert job.handover.overlaps
+        job.desk.open.clear()
+        job.begin()
+        with torch.no_grad():
+            job.model.small.weight.add_(1)
+        job.desk.open.set()
+        job.handover.collect()
+    assert not job.handover.overlaps
+    job.begin()
+    assert not job.handover.busy
+    assert not job.handover.collect().torn
+    assert equal(job.written(), job.bits())
+
+
+def test_without_overlap_everything_is_copied_at_once(desk: Desk) -> None:
+    job = Job(desk, overlap="off")
+    before = job.bits()
+    job.begin()
+    for parameter in job.model.parameters():
+        parameter.data.add_(1)
+    job.handover.collect()
+    assert equal(job.written(), before)
+    job.handover.close()
+
+
+def test_a_snapshot_is_published_without_another_update(job: Job) -> None:
+    job.begin()
+    flight = job.handover._flight
+    for _ in range(10**6):
+        if flight.done.is_set():
+            break
+        flight.done.wait(0.001)
+    assert job.desk.said() == ["claim", "written"]
+
+
+def test_a_thread_that_is_not_the_main_one_trains(desk: Desk) -> None:
+    def work() -> None:
+        job = Job(desk)
+        job.begin()
+        before = job.bits()
+        job.train()
+        assert not job.handover.collect().torn
+        seen.append(equal(job.written(), before))
+        job.handover.close()
+
+    seen: list[bool] = []
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join(30)
+    assert seen == [True]
+
+
+def test_close_while_it_is_copied_publishes_nothing(job: Job) -> None:
+    job.desk.open.clear()
+    job.begin()
+    threading.Timer(0.1, job.desk.open.set).start()
+    job.handover.close()
+    assert job.desk.said() == ["claim"]
+    job.train()  # the hooks are gone
+
+
+def test_dropped_without_close_the_thread_ends(desk: Desk) -> None:
+    job = Job(desk)
+    job.begin()
+    job.handover.collect()
+    thread = job.handover._courier._thread
+    del job
+    gc.collect()
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_daemon_that_goes_is_told_of_and_holds_up_nothing(job: Job) -> None:
+    job.desk.gone = True
+    job.begin()
+    job.train()
+    assert isinstance(job.handover.collect().error, DaemonGone)
+
+
+def test_a_fork_waits_for_nothing(job: Job) -> None:
+    job.desk.open.clear()
+    job.begin()
+    job.handover._courier._process = os.getpid() + 1  # as a fork sees it
+    job.train()
+    job.handover._courier._process = os.getpid()
+
+
+def plan(job: Job, **values: object):
+    return job.handover._planner.plan(job.step, values)
+
+
+def test_a_plan_is_kept_while_only_bytes_change(job: Job) -> None:
+    first = plan(job, loss=1.0)
+    job.train()
+    job.opt.param_groups[0]["lr"] = 0.05
+    second = plan(job, loss=0.123456789)
+    assert second.layout is first.layout
+    assert second.resting is first.resting
+    job.begin(loss=2.0)
+    job.handover.collect()
+    assert equal(job.written(), job.bits())
+
+
+def replaced(job: Job) -> None:
+    job.average.small.weight = nn.Parameter(torch.full((8, 8), 5.0))
+
+
+def pointed_elsewhere(job: Job) -> None:
+    job.model.small.weight.data = torch.full((8, 8), 6.0)
+
+
+def other_moments(job: Job) -> None:
+    entry = next(iter(job.opt.state.values()))
+    entry["exp_avg"] = entry["exp_avg"] + 1
+
+
+def another_buffer(job: Job) -> None:
+    job.model.seen = torch.full((3,), 4.0)
+
+
+CHANGES = [replaced, pointed_elsewhere, other_moments, another_buffer]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_objects_is_planned_anew(job: Job, change) -> None:
+    job.begin()
+    job.handover.collect()
+    change(job)
+    job.begin()
+    job.handover.collect()
+    assert equal(job.written(), job.bits())
+
+
+def test_hyperparameters_come_back(job: Job) -> None:
+    job.begin()
+    job.handover.collect()
+    job.opt.param_groups[0]["lr"] = 0.0625
+    job.begin()
+    job.handover.collect()
+    (*_, last) = [m.written for m in job.desk.heard if m.WhichOneof("body") == "written"]
+    image = memoryview(job.desk.path.read_bytes())[OFFSET:][: last.image_bytes]
+    other = Job(job.desk)
+    apply.apply(image, last.manifest_bytes, job="j", world=1, shard=0, states=other.states)
+    assert other.opt.param_groups[0]["lr"] == 0.0625
+    assert list(other.opt.state_dict()["param_groups"][0]) == list(
+        job.opt.state_dict()["param_groups"][0]
+    )
+    other.handover.close()
