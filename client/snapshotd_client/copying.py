@@ -99,6 +99,10 @@ def _nobody_minds() -> None:
     pass
 
 
+def _piece_copied() -> None:
+    point("trainer.piece.copied")
+
+
 class Target:
     """One image in memory, and the views of it that the last load needed.
 
@@ -114,7 +118,7 @@ class Target:
     def put_text(self, offset: int, text: bytes) -> None:
         """Copy `text` to `offset`."""
         ctypes.memmove(self._address + offset, text, len(text))
-        point("trainer.piece.copied")
+        _piece_copied()
 
     def put(self, load: Load, check: Callable[[], None] = _nobody_minds) -> None:
         """Copy a load, that of the CPU's memory.
@@ -131,7 +135,7 @@ class Target:
             for batch, sources in views.batches:
                 check()
                 torch._foreach_copy_(batch, sources)
-                point("trainer.piece.copied")
+                _piece_copied()
             for offset, source in load.large:
                 self._put_large(offset, source, check)
 
@@ -161,7 +165,7 @@ class Target:
             check()
             length = min(_SLICE_BYTES, end - at)
             ctypes.memmove(self._address + offset + at, start + at, length)
-            point("trainer.piece.copied")
+            _piece_copied()
 
     def _view(self, offset: int, source: torch.Tensor) -> torch.Tensor:
         return self.image[offset : offset + source.nbytes].view(source.dtype)

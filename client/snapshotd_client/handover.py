@@ -220,6 +220,8 @@ def _hook(states: Mapping[str, object], handover: Handover) -> list[RemovableHan
     """Have every optimizer of `states` wait before it writes."""
     mine = weakref.ref(handover)  # an optimizer outlives a Snapshotter that was dropped
 
+    # A compiled step would take it in as it was when traced.
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch has no types here
     def wait(*_: object) -> None:
         held = mine()
         if held is not None:

@@ -1,7 +1,7 @@
 """Whether the live objects still are those of the last plan: looked at before each snapshot.
 
-Reads identities and addresses, nothing else, in a few passes that do not run Python code for each
-tensor. Where it cannot be sure it says no, and everything is planned anew.
+Reads identities, forms and addresses, nothing else, in a few passes that do not run Python code for
+each tensor. Where it cannot be sure it says no, and everything is planned anew.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from torch.distributed.tensor import DTensor
 
+from snapshotd_client.forms import Forms
 from snapshotd_client.leaves import is_wrapper, local_piece
 
 #: What torch puts into a group that is the same for as long as the parameters are.
@@ -99,12 +100,11 @@ class Structure:
         self._silent_before = [set(names) for names in self._silent]
         self._optimizers = [*optimizers.values()]
         self._every_optimizer = every
-        self._lengths = self._group_lengths()
+        self._groups = self._group_kinds()
         self._keys, self._values = self._members()
         live = [v for v in self._values if isinstance(v, torch.Tensor)]
-        self._pieces = [local_piece(t) for t in live]
-        self._spread = [(t, local_piece(t)) for t in live if isinstance(t, DTensor)]
-        self._addresses = _addresses(self._pieces)
+        self._spread = [(t, t._local_tensor, t._spec) for t in live if isinstance(t, DTensor)]
+        self._forms = Forms(map(local_piece, live), live)
 
     def holds(self) -> bool:
         """Whether all of it is as it was, but for the bytes."""
@@ -112,20 +112,20 @@ class Structure:
             return False
         keys, values = self._members()
         return (
-            self._group_lengths() == self._lengths
-            and len(keys) == len(self._keys)
-            and len(values) == len(self._values)
+            self._group_kinds() == self._groups
             and _same(keys, self._keys)
             and _same(values, self._values)
-            and all(t._local_tensor is piece for t, piece in self._spread)
-            and _addresses(self._pieces) == self._addresses
+            and all(t._local_tensor is p and t._spec is spec for t, p, spec in self._spread)
+            and self._forms.hold()
             and not any(
                 isinstance(v, torch.Tensor) for o in self._optimizers for v in _hyperparameters(o)
             )
         )
 
-    def _group_lengths(self) -> list[int]:
-        return [len(group["params"]) for o in self._every_optimizer for group in o.param_groups]
+    def _group_kinds(self) -> list[tuple[int, bool]]:
+        """Of each group: how many parameters, and whether its step may be in a CUDA graph."""
+        groups = [group for o in self._every_optimizer for group in o.param_groups]
+        return [(len(group["params"]), bool(group.get("capturable"))) for group in groups]
 
     def _members(self) -> tuple[list[object], list[object]]:
         """Names and objects: of modules, of optimizer state, and the parameters in their order."""
@@ -146,13 +146,14 @@ class Structure:
 
 def _same(now: Sequence[object], before: Sequence[object]) -> bool:
     """Whether both hold the same objects, or equal strings and small numbers."""
-    if all(map(is_, now, before)):
+    if len(now) != len(before):
+        return False
+    return all(map(is_, now, before)) or all(map(_alike, now, before))
+
+
+def _alike(a: object, b: object) -> bool:
+    if a is b:
         return True
-    return all(
-        a is b or (isinstance(a, _SCALARS) and type(a) is type(b) and a == b)
-        for a, b in zip(now, before, strict=True)
-    )
-
-
-def _addresses(pieces: list[torch.Tensor]) -> list[int]:
-    return [*map(torch.Tensor.data_ptr, pieces)]
+    if isinstance(a, float) and isinstance(b, float):
+        return a.hex() == b.hex()  # 0.0 is not -0.0
+    return isinstance(a, _SCALARS) and type(a) is type(b) and a == b

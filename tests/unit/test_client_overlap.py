@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 from torch import nn
 
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import apply
+from snapshotd_client import apply, forms, tree
 from snapshotd_client.handover import TORN_IN_A_ROW, Handover
 from snapshotd_client.identity import identify
 from snapshotd_client.wires import DaemonGone
@@ -295,17 +296,92 @@ def another_buffer(job: Job) -> None:
     job.model.seen = torch.full((3,), 4.0)
 
 
-CHANGES = [replaced, pointed_elsewhere, other_moments, another_buffer]
+def turned(job: Job) -> None:
+    weight = job.model.small.weight
+    weight.data = weight.data.t()
+
+
+def turned_moments(job: Job) -> None:
+    entry = job.opt.state[job.model.small.weight]
+    entry["exp_avg"].t_()
+
+
+def set_elsewhere(job: Job) -> None:
+    with torch.no_grad():
+        job.model.small.weight.set_(torch.rand(8, 8))
+
+
+def other_storage_size(job: Job) -> None:
+    with torch.no_grad():
+        job.average.small.weight.set_(torch.rand(16, 8)[8:])
+
+
+def tied_by_halves(job: Job) -> None:
+    whole = torch.rand(16, 8)
+    job.model.small.weight.data, job.average.small.weight.data = whole[:8], whole[8:]
+
+
+CHANGES = [
+    replaced, pointed_elsewhere, other_moments, another_buffer, turned, turned_moments,
+    set_elsewhere, other_storage_size, tied_by_halves,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_objects_is_planned_anew(job: Job, change) -> None:
+@pytest.mark.parametrize("asked_at_once", [True, False], ids=["guards", "one by one"])
+def test_a_change_of_objects_is_planned_anew(
+    desk: Desk, change, asked_at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not asked_at_once:
+        monkeypatch.setattr(forms, "TensorGuards", None)
+    job = Job(desk)
     job.begin()
     job.handover.collect()
     change(job)
     job.begin()
     job.handover.collect()
     assert equal(job.written(), job.bits())
+    job.handover.close()
+
+
+def test_zero_is_not_minus_zero_in_optimizer_state(job: Job) -> None:
+    entry = job.opt.state[job.model.small.weight]
+    entry["scale"] = 0.0
+    job.begin()
+    job.handover.collect()
+    entry["scale"] = -0.0
+    assert math.copysign(1.0, plan_scale(job)) == -1.0
+
+
+def plan_scale(job: Job) -> float:
+    """What the newest plan says of the scalar that stands beside the moments."""
+    _, (_, skeleton) = plan(job).texts
+    trees = tree.load(skeleton, lambda *_: torch.zeros(()))
+    state = trees["opt"]["state"]
+    (scale,) = [entry["scale"] for entry in state.values() if "scale" in entry]
+    return scale
+
+
+def test_an_optimizer_that_becomes_capturable_is_copied_at_once(job: Job) -> None:
+    assert plan(job).watched
+    job.opt.param_groups[0]["capturable"] = True
+    assert not plan(job).watched
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own
+def test_a_compiled_step_waits_as_well(job: Job) -> None:
+    step = torch.compile(job.opt.step, backend="eager")
+    for parameter in job.model.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    step()
+    job.desk.open.clear()
+    before = job.bits()
+    job.begin()
+    threading.Timer(0.2, job.desk.open.set).start()
+    step()
+    assert not equal(job.bits(), before)
+    assert not job.handover.collect().torn
+    assert equal(job.written(), before)
 
 
 def test_hyperparameters_come_back(job: Job) -> None:
