@@ -198,7 +198,8 @@ class Planner:
         # Extents of what changes from step to step are found again each time; where they mix with
         # the others, or may be copied later, there is nothing to keep.
         entangled = own & others or any(i >= kept_extents for i in quiet)
-        self._kept = None if entangled else kept
+        # Reading the state may change it: FSDP2 shards its parameters for it.
+        self._kept = kept if not entangled and structure.holds() else None
         moving = [p for i, p in enumerate(pieces) if i not in quiet]
         return _capture(kept, step, skeleton, moving, leaves)
 

@@ -20,6 +20,11 @@ from snapshotd_client.leaves import is_wrapper, local_piece
 #: What torch puts into a group that is the same for as long as the parameters are.
 GROUP_CONSTANTS: Final = frozenset({"params", "param_names"})
 
+_SHARDING_HOOK: Final = (
+    "torch.distributed.fsdp._fully_shard._fsdp_param_group."
+    "FSDPParamGroup._register_state_dict_hooks.<locals>.to_sharded_hook"
+)
+
 _SCALARS: Final = (int, float, bool, str, type(None))
 
 
@@ -32,10 +37,19 @@ def plain_module(module: torch.nn.Module) -> bool:
         and type(m).get_extra_state is base.get_extra_state
         and "state_dict" not in vars(m)
         and not m._state_dict_hooks
-        and not m._state_dict_pre_hooks
+        and all(map(_shards, m._state_dict_pre_hooks.values()))
         and all(_plain(t) for t in chain(m._parameters.values(), m._buffers.values()))
         for m in module.modules()
     )
+
+
+def _shards(hook: object) -> bool:
+    """Whether this is what FSDP2 has its modules do before their state is read.
+
+    Where they are sharded already, it does nothing; and only then do they hold the same tensors.
+    """
+    name = f"{getattr(hook, '__module__', '')}.{getattr(hook, '__qualname__', '')}"
+    return name == _SHARDING_HOOK
 
 
 def plain_optimizer(optimizer: torch.optim.Optimizer) -> bool:
@@ -93,9 +107,10 @@ class Structure:
         self._tables: list[dict[str, Any]] = [
             table for m in submodules for table in (m._parameters, m._buffers, m._modules)
         ]
-        self._hooks = [
+        self._hooks: list[dict[int, Any]] = [
             h for m in submodules for h in (m._state_dict_hooks, m._state_dict_pre_hooks)
         ]
+        self._hooks_before = self._hooked()
         self._silent = [m._non_persistent_buffers_set for m in submodules]
         self._silent_before = [set(names) for names in self._silent]
         self._optimizers = [*optimizers.values()]
@@ -108,7 +123,7 @@ class Structure:
 
     def holds(self) -> bool:
         """Whether all of it is as it was, but for the bytes."""
-        if any(self._hooks) or self._silent != self._silent_before:
+        if self._hooked() != self._hooks_before or self._silent != self._silent_before:
             return False
         keys, values = self._members()
         return (
@@ -121,6 +136,9 @@ class Structure:
                 isinstance(v, torch.Tensor) for o in self._optimizers for v in _hyperparameters(o)
             )
         )
+
+    def _hooked(self) -> list[object]:
+        return [*chain.from_iterable(map(dict.values, self._hooks))]
 
     def _group_kinds(self) -> list[tuple[int, bool]]:
         """Of each group: how many parameters, and whether its step may be in a CUDA graph."""

@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from snapshotd_client import apply, capture
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.exact import same_bits
+from snapshotd_client.overlap import Watch
 
 
 def build(mesh, seed, width=10):
@@ -43,6 +44,46 @@ def pieces(states):
     return parameters + moments + [states["opt"].state[p]["step"] for p in parameters]
 
 
+def image_of(plan):
+    image = bytearray(plan.image_bytes)
+    plan.write(memoryview(image))
+    return image
+
+
+def check_kept_plans(states, rank):
+    """A plan is good for later steps, and gives the bytes of a new one."""
+    planner = capture.Planner("job", rank, 2, states)
+    first = planner.plan(4, {})
+    train(states, 1)
+    watch = Watch(first.watched)
+    second = planner.plan(5, {})
+    assert second.resting is first.resting
+    assert second.resting.nbytes
+    assert image_of(second) == image_of(capture.plan("job", rank, 2, 5, states, {}))
+    assert not watch.moved()
+    train(states, 1)
+    assert watch.moved()
+    model = states["model"]
+    for change in (model.unshard, model.reshard, model.unshard, lambda: turn(states)):
+        change()
+        image = image_of(planner.plan(6, {}))
+        assert image == image_of(capture.plan("job", rank, 2, 6, states, {}))
+    turn(states)
+
+
+def copies(mesh):
+    """Other objects, trained a little."""
+    states = build(mesh, seed=5)
+    train(states, 2)
+    return states
+
+
+def turn(states):
+    """The first moment of one weight in another memory, its local piece alone."""
+    moment = states["opt"].state[states["model"][0].weight]["exp_avg"]
+    moment._local_tensor = moment._local_tensor.clone()
+
+
 def main(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))
@@ -55,6 +96,8 @@ def main(rank: int, store: str) -> None:
     image = bytearray(plan.image_bytes)
     plan.write(memoryview(image))
     train(first, 3)
+    with torch.random.fork_rng():
+        check_kept_plans(copies(mesh), rank)
 
     def put_back(states):
         return apply.apply(
