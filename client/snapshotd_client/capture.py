@@ -100,7 +100,7 @@ class _Kept:
     leaves: Sequence[Leaf]
     extents: int  # how many of them these leaves have
     storages: frozenset[int]
-    pickles: Mapping[str, bytes]
+    skeleton: bytes  # as far as it is the same
     changing: Sequence[bytes]  # entries of the other leaves, as they stand in the manifest
     manifest: segment_pb2.Manifest
     opening: bytes  # without the step
@@ -167,8 +167,9 @@ class Planner:
             optimizers=optimizer_shapes(self._states),
         )
         manifest.MergeFrom(self._opening)
-        skeleton = tree.join({**pickles, **more})
-        manifest.skeleton.bytes = skeleton_room(len(skeleton))
+        skeleton = tree.join([*pickles, *more], pickles.values())
+        rest = b"".join(more.values())
+        manifest.skeleton.bytes = skeleton_room(len(skeleton) + len(rest))
         layout = lay_out(manifest)
         quiet = Quiet(self._states).extents(leaves, places)
         count = len(constant.leaves)
@@ -180,7 +181,7 @@ class Planner:
             leaves=constant.leaves,
             extents=kept_extents,
             storages=own,
-            pickles=pickles,
+            skeleton=skeleton,
             changing=_entries(manifest, count, kept_extents),
             manifest=manifest,
             opening=manifest.SerializeToString(deterministic=True),
@@ -201,13 +202,15 @@ class Planner:
         # Reading the state may change it: FSDP2 shards its parameters for it.
         self._kept = kept if not entangled and structure.holds() else None
         moving = [p for i, p in enumerate(pieces) if i not in quiet]
-        return _capture(kept, step, skeleton, moving, leaves)
+        return _capture(kept, step, rest, moving, leaves)
 
     def _plan_again(self, kept: _Kept, step: int, values: Mapping[str, object]) -> Capture | None:
         """The plan of the same objects with other bytes; None when more has changed than these."""
         changing, more = self._collect_changing(kept.structure.owners, values, len(kept.leaves))
-        skeleton = tree.join({**kept.pickles, **more})
-        if len(skeleton) > kept.layout.skeleton_bytes or kept.storages & _storages(changing.leaves):
+        rest = b"".join(more.values())
+        if len(kept.skeleton) + len(rest) > kept.layout.skeleton_bytes:
+            return None
+        if kept.storages & _storages(changing.leaves):
             return None
         extents, places = changing.gather()
         places = [
@@ -223,7 +226,7 @@ class Planner:
         offsets = kept.layout.offsets[kept.extents :]
         fresh = [Piece(*pair) for pair in zip(offsets, extents, strict=True)]
         leaves = [*kept.leaves, *changing.leaves]
-        return _capture(kept, step, skeleton, [*kept.moving, *fresh], leaves)
+        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves)
 
     def _collect_changing(
         self, constant: frozenset[str], values: Mapping[str, object], first: int
@@ -267,21 +270,24 @@ def merge_groups(trees: dict[str, object]) -> None:
 
 
 def _capture(
-    kept: _Kept, step: int, skeleton: bytes, moving: Sequence[Piece], leaves: Sequence[Leaf]
+    kept: _Kept, step: int, rest: bytes, moving: Sequence[Piece], leaves: Sequence[Leaf]
 ) -> Capture:
     layout = kept.layout
-    # Messages are merged where they are joined: the rest need not be serialized again.
-    opening = kept.opening + segment_pb2.Manifest(step=step).SerializeToString()
+    # Messages are merged where they are joined: what is the same need not be serialized again.
+    last = segment_pb2.Manifest(step=step).SerializeToString()
+    same, known = len(kept.opening), len(kept.skeleton)
     kept.manifest.step = step
     return Capture(
         manifest=kept.manifest,
-        manifest_bytes=len(opening),
+        manifest_bytes=same + len(last),
         layout=layout,
         resting=kept.resting,
         moving=moving,
         texts=(
-            (0, opening.ljust(layout.opening_bytes, b"\0")),
-            (layout.skeleton_offset, skeleton.ljust(layout.skeleton_bytes, b"\0")),
+            (0, kept.opening),
+            (same, last.ljust(layout.opening_bytes - same, b"\0")),
+            (layout.skeleton_offset, kept.skeleton),
+            (layout.skeleton_offset + known, rest.ljust(layout.skeleton_bytes - known, b"\0")),
         ),
         watched=kept.watched,
         _leaves=leaves,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import pickle  # noqa: TID251  # the one place that may: user state is opaque, and only read here
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
@@ -74,10 +74,14 @@ def dump(owner: str, tree: object, inventory: Inventory) -> bytes:
     return stream.getvalue()
 
 
-def join(pickles: Mapping[str, bytes]) -> bytes:
-    """The skeleton of an image, of the pickles of its owners."""
-    opening = pickle.dumps(list(pickles), protocol=PICKLE_PROTOCOL)
-    return b"".join([opening, *pickles.values()])
+def join(owners: Sequence[str], pickles: Iterable[bytes]) -> bytes:
+    """How the skeleton of an image begins; the pickles of the other owners follow, in order.
+
+    Args:
+        owners: all of them.
+        pickles: of the first of them.
+    """
+    return b"".join([pickle.dumps([*owners], protocol=PICKLE_PROTOCOL), *pickles])
 
 
 def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:

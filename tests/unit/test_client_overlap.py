@@ -355,8 +355,11 @@ def test_zero_is_not_minus_zero_in_optimizer_state(job: Job) -> None:
 
 def plan_scale(job: Job) -> float:
     """What the newest plan says of the scalar that stands beside the moments."""
-    _, (_, skeleton) = plan(job).texts
-    trees = tree.load(skeleton, lambda *_: torch.zeros(()))
+    captured = plan(job)
+    image = bytearray(captured.image_bytes)
+    captured.write(memoryview(image))
+    skeleton = image[captured.layout.skeleton_offset :]
+    trees = tree.load(bytes(skeleton), lambda *_: torch.zeros(()))
     state = trees["opt"]["state"]
     (scale,) = [entry["scale"] for entry in state.values() if "scale" in entry]
     return scale

@@ -51,7 +51,7 @@ _TRAINER: list[tuple[str, str]] = [
     (
         "step",
         "step.planned claim.sent claim.granted buffer.mapped piece.copied piece.copied:4 "
-        "piece.copied:3 image.copied written.sent written.answered",
+        "piece.copied:5 image.copied written.sent written.answered",
     ),
     (
         "restart",
