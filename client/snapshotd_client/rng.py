@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import random
 import sys
+from array import array
 from collections.abc import Iterable
-from typing import Any, TypedDict, cast
+from typing import Any, Final, TypedDict, cast
 
 import torch
 
+#: Of Python's generator: unsigned, 32 bit.
+_WORD: Final = "I"
+
 
 class RngState(TypedDict):
-    """States as their libraries give them.
+    """States as their libraries give them, but for Python's, whose words stand in one piece.
 
     `numpy` is None where the process had not imported NumPy; `cuda` pairs a device index with
     its state, the current device first.
     """
 
-    python: tuple[object, ...]
+    python: tuple[int, bytes, float | None]
     numpy: object
     torch: torch.Tensor
     cuda: list[tuple[int, torch.Tensor]]
@@ -27,7 +31,7 @@ def read(cuda_devices: Iterable[int] = ()) -> RngState:
     """The states of Python, NumPy's global generator, torch's CPU and the given CUDA devices."""
     numpy = sys.modules.get("numpy")
     return RngState(
-        python=random.getstate(),
+        python=_packed(random.getstate()),
         numpy=numpy.random.get_state() if numpy else None,
         torch=torch.get_rng_state(),
         cuda=[(i, torch.cuda.get_rng_state(i)) for i in _current_first(cuda_devices)],
@@ -40,7 +44,8 @@ def restore(state: RngState, cuda_devices: Iterable[int] = ()) -> None:
     The process may see its devices under other indices than the one that wrote the snapshot, so
     where the counts agree, states are matched by position: current device first, then ascending.
     """
-    random.setstate(state["python"])
+    version, words, gauss = state["python"]
+    random.setstate((version, tuple(array(_WORD, words)), gauss))
     if state["numpy"] is not None:
         import numpy as np  # noqa: PLC0415  # only where the snapshot has a state for it
 
@@ -51,6 +56,12 @@ def restore(state: RngState, cuda_devices: Iterable[int] = ()) -> None:
     indices = here if len(here) == len(saved) else [index for index, _ in saved]
     for index, (_, generator_state) in zip(indices, saved, strict=True):
         torch.cuda.set_rng_state(generator_state.cpu(), index)
+
+
+def _packed(state: tuple[Any, ...]) -> tuple[int, bytes, float | None]:
+    # As 625 numbers it would take longer to look through than many a model.
+    version, words, gauss = state
+    return version, array(_WORD, words).tobytes(), gauss
 
 
 def _current_first(devices: Iterable[int]) -> list[int]:
