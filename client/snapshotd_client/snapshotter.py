@@ -322,6 +322,7 @@ class Snapshotter:
             decision=self._decision,
             passed_step=self._next_step,
             launch=self._launch,
+            cpus=sorted(os.sched_getaffinity(0)),
         )
 
     def _on_progress(self, progress: pb.Progress) -> None:
