@@ -23,6 +23,7 @@ from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
 from snapshotd.flow.intake import Intake
+from snapshotd.flow.priority import Priority
 from snapshotd.flow.scrub import Scrub
 from snapshotd.flow.smp import Smp
 from snapshotd.flow.transfer import Transfers
@@ -66,6 +67,8 @@ class SmpSettings:
     parity: int
     coding: CodecName
     scrub_bytes_per_s: int
+    nice: int
+    cpus: str
     stall_s: float
     log_level: LogLevel
     log_format: LogFormat
@@ -85,6 +88,8 @@ class SmpSettings:
             parity=config.protection.parity,
             coding=config.protection.coding,
             scrub_bytes_per_s=int(config.protection.scrub_bytes_per_s),
+            nice=config.background.nice,
+            cpus=config.background.cpus,
             stall_s=config.timeouts.rpc_s,
             log_level=config.log_level,
             log_format=config.log_format,
@@ -100,7 +105,7 @@ class SmpSettings:
         return cls(**{**values, **paths})
 
 
-async def run(settings: SmpSettings) -> None:
+async def run(settings: SmpSettings, priority: Priority) -> None:
     """Adopt, link, serve; until SIGTERM, or until the supervisor is gone."""
     point("smp.start.begun")
     coding = choose_codec(settings.coding)
@@ -134,8 +139,9 @@ async def run(settings: SmpSettings) -> None:
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
 
     smp.desk = TrainerDesk(
-        smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_holding(lock)
-    )
+        smp, socket, settings.cluster_id, rooms.check_begin, lambda: trainer_holding(lock),
+        priority.beside,
+    )  # fmt: skip
     socket.bind()
     point("smp.start.bound")
     stop = asyncio.Event()
@@ -178,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = SmpSettings.from_json(text)
     configure(settings.log_level, settings.log_format, settings.node_id)
     try:
-        asyncio.run(run(settings))
+        asyncio.run(run(settings, Priority(settings.nice, settings.cpus)))
     except PeerError as error:
         log.info("slot %d ends: %s", settings.slot, error)
     except SnapshotdError as error:

@@ -340,6 +340,7 @@ class Snapshotter:
             decision=self._decision,
             passed_step=self._next_step,
             launch=self._launch,
+            cpus=sorted(os.sched_getaffinity(0)),
         )
 
     def _listen(self, timeout_s: float) -> None:

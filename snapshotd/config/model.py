@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from snapshotd.wire.address import EXPECTED, BadAddress, check_address
+from snapshotd.wire.cpus import parse_cpus
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -112,6 +113,29 @@ class Protection(_Section):
                 },
             )
         return parity
+
+
+def _cpus(text: str) -> str:
+    if text not in {"auto", "all"}:
+        try:
+            parse_cpus(text)
+        except ValueError as error:
+            facts = {"why": str(error), "expected": 'auto, all, or a list like "0-3,8"'}
+            raise PydanticCustomError("cpus", "{why}", facts) from error
+    return text
+
+
+class Background(_Section):
+    """How the SMPs, which seal, code and move state, stand back behind training."""
+
+    nice: int = Field(
+        default=5, ge=0, le=19, description="niceness of the SMPs above the supervisor's; I/O too"
+    )
+    cpus: Annotated[str, AfterValidator(_cpus)] = Field(
+        default="auto",
+        description='processors the SMPs use: a list like "0-3,8", all, or auto: those of its '
+        "trainer's NUMA nodes that the trainer is not pinned to",
+    )
 
 
 class Timeouts(_Section):
@@ -230,6 +254,7 @@ class Config(_Section):
         default_factory=dict, description="node id to address; seeds, not the whole cluster"
     )
     protection: Protection = Field(default_factory=Protection)
+    background: Background = Field(default_factory=Background)
     timeouts: Timeouts = Field(default_factory=Timeouts)
 
     @field_validator("peers")

@@ -7,16 +7,17 @@ The desk holds the open question of each kind, at most one, as a trainer asks on
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from typing import TYPE_CHECKING
 
 from snapshotd.core.economy import given_up
 from snapshotd.core.instructions import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import SlotCounters, TrainerFacts
-from snapshotd.rpc.checks import check_job, check_name, check_rank, check_step
+from snapshotd.rpc.checks import check_job, check_name, check_rank, check_step, malformed
 from snapshotd.rpc.convert import decision_id_from, decision_to, ranges_from, version_to
 from snapshotd.rpc.trainers import TrainerSocket, refused
+from snapshotd.wire.cpus import MAX_CPUS
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
 from snapshotd.wire.v1 import node_pb2
@@ -40,6 +41,7 @@ class TrainerDesk:
         cluster_id: str,
         preflight: Preflight,
         lock_holder: Callable[[], str | None],
+        stand_back: Callable[[Set[int]], None],
     ) -> None:
         self._smp = smp
         self._machine = smp.machine
@@ -47,6 +49,7 @@ class TrainerDesk:
         self._cluster_id = cluster_id
         self._preflight = preflight
         self._lock_holder = lock_holder
+        self._stand_back = stand_back
         self._identity = b""
         self._open: dict[str, int] = {}  # kind of question -> its request number
         self._reported: pb.Progress | None = None
@@ -99,12 +102,16 @@ class TrainerDesk:
 
     def _attach(self, identity: bytes, message: pb.ToDaemon) -> None:
         facts = trainer_facts(message)
+        cpus = frozenset(message.attach.cpus)
+        if len(cpus) > MAX_CPUS:
+            raise malformed(f"a trainer on {len(cpus)} processors, at most {MAX_CPUS} expected")
         self._check_lock(facts.incarnation)
         if message.attach.predicted_image_bytes:
             self._preflight(message.attach.predicted_image_bytes)
         self._smp.give_back_filling()
         self._machine.attach(facts)
         self._smp.check_room(facts.job, message.attach.predicted_image_bytes)
+        self._stand_back(cpus)
         self._smp.start(self._smp.readiness.make(facts.job, message.attach.predicted_image_bytes))
         point("smp.attach.taken")
         self._identity = identity

@@ -179,11 +179,15 @@ def _decision_from(m: pb.Decision) -> Decision:
         raise malformed("a decision without an outcome")
     if outcome == "refusal" and not m.refusal:
         raise malformed("a refusal without a reason")
+    groups = tuple(_group_from(g) for g in m.groups)
+    shards = sorted(member.shard for group in groups for member in group.members)
+    if shards != list(range(m.world)) and (shards or outcome != "refusal"):
+        raise malformed(f"the groups of a decision for {m.world} ranks are of other shards")
     return Decision(
         id=decision_id_from(m.id),
         job=m.job,
         world=m.world,
-        groups=tuple(_group_from(g) for g in m.groups),
+        groups=groups,
         incarnations=tuple(i.id for i in m.incarnations),
         restore=version_from(m.restore) if outcome == "restore" else None,
         refusal=m.refusal,

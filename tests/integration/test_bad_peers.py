@@ -65,8 +65,14 @@ def place(**wrong: object) -> seg.ParityPlace:
 
 def decided(**wrong: object) -> pb.JobFacts:
     who = [pb.Incarnation(shard=0, id="i")]
-    right = {"job": "job", "world": 1, "incarnations": who, "tier": 1, "fresh": pb.Fresh()}
-    return pb.JobFacts(job="job", decision=pb.Decision(**{**right, **wrong}))
+    group = pb.Group(members=[pb.Member(home=pb.Home(node="a"))])
+    right = {"job": "job", "world": 1, "incarnations": who, "tier": 1, "groups": [group]}
+    outcome = {} if "refusal" in wrong else {"fresh": pb.Fresh()}
+    return pb.JobFacts(job="job", decision=pb.Decision(**{**right, **outcome, **wrong}))
+
+
+def pending(lineage: int = 0, **wrong: object) -> pb.JobFacts:
+    return pb.JobFacts(job="job", lineage=lineage, pending=decided(**wrong).decision)
 
 
 MALFORMED = [
@@ -96,6 +102,20 @@ MALFORMED = [
     ("a decision for nobody", facts(jobs=[decided(world=5)]), "a decision for 5 ranks names 1"),
     ("no outcome", facts(jobs=[decided(tier=0)]), "without an outcome"),
     ("another job's decision", facts(jobs=[decided(job="x")]), "carry a decision of 'x'"),
+    ("another job's pending one", facts(jobs=[pending(job="x")]), "carry a decision of 'x'"),
+    (
+        "not released",
+        facts(jobs=[decided(id=pb.DecisionId(epoch=3))]),
+        "a decision that was not released counts as that of epoch 0",
+    ),
+    ("a refusal in force", facts(jobs=[decided(refusal="no")]), "was not released"),
+    ("over already", facts(jobs=[pending(lineage=4)]), "not newer than epoch 4"),
+    (
+        "a shard beyond the world",
+        facts(jobs=[decided(groups=[pb.Group(members=[pb.Member(shard=1)])])]),
+        "for 1 ranks are of other shards",
+    ),
+    ("no groups", facts(jobs=[decided(groups=[])]), "for 1 ranks are of other shards"),
     (
         "a group of none",
         facts(jobs=[decided(groups=[pb.Group(parity=1)])]),

@@ -122,6 +122,8 @@ def test_variables_of_trainers_are_not_ours(file: Path) -> None:
         ("[protection]\ngroup_size = 33\n", r"group_size = 33.*less than or equal to 32"),
         ("[protection]\ngroup_size = 1\n", r"group_size = 1 .*greater than or equal to 2"),
         ("[protection]\nparity = -1\n", r"parity = -1 .*greater than or equal to 0"),
+        ('[background]\ncpus = "3-1"\n', r"cpus = '3-1' .*does not rise.*expected auto, all"),
+        ("[background]\nnice = 20\n", r"nice = 20 .*less than or equal to 19"),
         ('run_dir = "here"\n', r"run_dir = 'here' .*absolute path"),
         ('memory_budget = "lots"\n', r"memory_budget = 'lots' .*400GiB"),
         ("memory_budget = 0\n", r"memory_budget = 0 .*greater than 0"),

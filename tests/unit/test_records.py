@@ -36,7 +36,8 @@ def test_a_point_of_an_older_lineage_does_not_come_back(tmp_path: Path) -> None:
     older = replace(FACTS, committed=Version(7, 41))
     kept(tmp_path, FACTS, older)
     point = next(tmp_path.glob("*.point")).read_bytes()
-    began = replace(FACTS, epoch=9, lineage=9, committed=None, committed_in=0)
+    decision = replace(DECISION, id=DecisionId(9, "a"))
+    began = replace(FACTS, epoch=9, lineage=9, committed=None, committed_in=0, decision=decision)
     Records(tmp_path).keep([began])
     next(tmp_path.glob("*.point")).write_bytes(point)
     assert Records(tmp_path).load() == [began]

@@ -71,7 +71,7 @@ class Found(_message.Message):
     def __init__(self, endpoint: _Optional[str] = ...) -> None: ...
 
 class Attach(_message.Message):
-    __slots__ = ("job", "run_id", "restart_count", "shard", "world", "predicted_image_bytes", "client_version", "decision", "passed_step", "launch")
+    __slots__ = ("job", "run_id", "restart_count", "shard", "world", "predicted_image_bytes", "client_version", "decision", "passed_step", "launch", "cpus")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RESTART_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -82,6 +82,7 @@ class Attach(_message.Message):
     DECISION_FIELD_NUMBER: _ClassVar[int]
     PASSED_STEP_FIELD_NUMBER: _ClassVar[int]
     LAUNCH_FIELD_NUMBER: _ClassVar[int]
+    CPUS_FIELD_NUMBER: _ClassVar[int]
     job: str
     run_id: str
     restart_count: int
@@ -92,7 +93,8 @@ class Attach(_message.Message):
     decision: _node_pb2.DecisionId
     passed_step: int
     launch: str
-    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., predicted_image_bytes: _Optional[int] = ..., client_version: _Optional[str] = ..., decision: _Optional[_Union[_node_pb2.DecisionId, _Mapping]] = ..., passed_step: _Optional[int] = ..., launch: _Optional[str] = ...) -> None: ...
+    cpus: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., predicted_image_bytes: _Optional[int] = ..., client_version: _Optional[str] = ..., decision: _Optional[_Union[_node_pb2.DecisionId, _Mapping]] = ..., passed_step: _Optional[int] = ..., launch: _Optional[str] = ..., cpus: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Attached(_message.Message):
     __slots__ = ("cluster_id", "node")

@@ -68,7 +68,7 @@ async def _converse(memory: Memory, parts: Parts) -> None:
     lock = memory.shm / "trainer.lock"
     smp = Smp(memory.machine, memory.vault, transfers, link, lock, rooms, memory.conduct)
     socket: Any = _Socket()
-    smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0")
+    smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0", lambda _: None)
     serving = asyncio.create_task(smp.run())
     try:
         for part in parts:
