@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from snapshotd_client import NoDaemon, Snapshotter
+from snapshotd_client import NoDaemon, Refused, Snapshotter
 from tests.bench.harness import MIB, Scale, Table, gb_per_s
 from tests.bench.limits import measured
 from tests.integration.cluster import Cluster, Node
@@ -110,7 +110,7 @@ def _attached(job: Job, node: Node) -> Snapshotter:
                 run_dir=node.run_dir,
                 max_stall_s=20.0,
             )
-        except NoDaemon:
+        except (NoDaemon, Refused):
             if not patience:
                 raise
     raise AssertionError

@@ -29,7 +29,7 @@ class Snapshotd(Peer):
     def save(self, step: int) -> None:
         # The harness saves some steps twice; here every snapshot has a number of its own.
         self.newest = max(self.newest + 1, step)
-        self.snap.step(self.newest, step=step)
+        self.snap.step(self.newest, at=step)
 
     def before_update(self) -> None:
         for hook in self.state.opt._optimizer_step_pre_hooks.values():
@@ -45,7 +45,7 @@ class Snapshotd(Peer):
         restored = self.snap.restore()
         if restored is None:
             return -1
-        self.state.step = restored.values["step"]
+        self.state.step = restored.values["at"]
         return self.state.step
 
     def cleanup(self) -> None:
