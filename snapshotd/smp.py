@@ -36,6 +36,7 @@ from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_service import BlocksServer
 from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.local import Link
+from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.rpc.trainers import TrainerSocket
 from snapshotd.telemetry.logs import configure
 from snapshotd.wire.points import point
@@ -67,11 +68,12 @@ class SmpSettings:
     coding: CodecName
     scrub_bytes_per_s: int
     stall_s: float
+    tls: TlsFiles | None
     log_level: LogLevel
     log_format: LogFormat
 
     @classmethod
-    def of(cls, config: Config, slot: int) -> Self:
+    def of(cls, config: Config, slot: int, tls: TlsFiles | None) -> Self:
         return cls(
             cluster_id=config.cluster_id,
             node_id=config.node_id,
@@ -86,6 +88,7 @@ class SmpSettings:
             coding=config.protection.coding,
             scrub_bytes_per_s=int(config.protection.scrub_bytes_per_s),
             stall_s=config.timeouts.rpc_s,
+            tls=tls,
             log_level=config.log_level,
             log_format=config.log_format,
         )
@@ -97,7 +100,8 @@ class SmpSettings:
     def from_json(cls, text: str) -> Self:
         values = json.loads(text)
         paths = {name: Path(values[name]) for name in ("run_dir", "shm_dir")}
-        return cls(**{**values, **paths})
+        tls = values["tls"] and TlsFiles(**{k: Path(v) for k, v in values["tls"].items()})
+        return cls(**{**values, **paths, "tls": tls})
 
 
 async def run(settings: SmpSettings) -> None:
@@ -118,7 +122,10 @@ async def run(settings: SmpSettings) -> None:
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
-    channels = Channels()
+    identity = None
+    if settings.tls:
+        identity = Identity.load(settings.tls, settings.cluster_id, settings.node_id)
+    channels = Channels(identity)
     client = BlocksClient(
         channels, settings.cluster_id, home, settings.stall_s, vault.received, vault.sent
     )
@@ -128,7 +135,7 @@ async def run(settings: SmpSettings) -> None:
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
-    server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s)
+    server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s, identity)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))

@@ -18,7 +18,7 @@ from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, RequestError
 from snapshotd.metadata import Home, ParityPlace, Version
 from snapshotd.rpc.block_service import Record, What
-from snapshotd.rpc.channels import Channels, peer_errors
+from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.checks import check_seal
 from snapshotd.rpc.convert import home_to, place_from, place_to, version_to
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
@@ -47,7 +47,7 @@ class BlocksClient:
         self._sent = sent
 
     def read(
-        self, address: str, job: str, version: Version, what: What, offset: int, count_bytes: int
+        self, peer: Peer, job: str, version: Version, what: What, offset: int, count_bytes: int
     ) -> BlockReader:
         """Open a stream of [offset, offset + count_bytes) of a sealed image."""
         request = pb.ReadRequest(
@@ -62,19 +62,20 @@ class BlocksClient:
             request.place.CopyFrom(place_to(what))
         else:
             request.shard = what
-        stub = node_pb2_grpc.BlocksStub(self._channels.to(address))
+        stub = node_pb2_grpc.BlocksStub(self._channels.to(peer))
         return BlockReader(
             stub.Read(request, wait_for_ready=False),
-            address,
+            peer,
+            self._channels,
             request,
             what,
             self._stall_s,
             self._received,
         )
 
-    async def record(self, address: str, job: str, version: Version, what: What) -> Record:
+    async def record(self, peer: Peer, job: str, version: Version, what: What) -> Record:
         """The record of a sealed segment, without its bytes."""
-        reader = self.read(address, job, version, what, 0, 0)
+        reader = self.read(peer, job, version, what, 0, 0)
         try:
             return await reader.record()
         finally:
@@ -82,7 +83,7 @@ class BlocksClient:
 
     def store(
         self,
-        address: str,
+        peer: Peer,
         *,
         job: str,
         epoch: int,
@@ -103,8 +104,8 @@ class BlocksClient:
             shard_bytes=shard_bytes,
             sender=home_to(self._home),
         )
-        stub = node_pb2_grpc.BlocksStub(self._channels.to(address))
-        return BlockWriter(stub.Store(), opening, address, self._stall_s, self._sent)
+        stub = node_pb2_grpc.BlocksStub(self._channels.to(peer))
+        return BlockWriter(stub.Store(), opening, peer, self._channels, self._stall_s, self._sent)
 
 
 class BlockReader:
@@ -113,14 +114,16 @@ class BlockReader:
     def __init__(
         self,
         call: grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadReply],
-        address: str,
+        peer: Peer,
+        channels: Channels,
         request: pb.ReadRequest,
         what: What,
         stall_s: float,
         received: Callable[[int], None],
     ) -> None:
         self._call = call
-        self._address = address
+        self._peer = peer
+        self._channels = channels
         self._what = what
         self._at = request.offset
         self._end = request.offset + request.bytes
@@ -166,7 +169,7 @@ class BlockReader:
         self._call.cancel()
 
     def _misbehaved(self, misdeed: Misdeed, what: str) -> Misbehaved:
-        return Misbehaved(misdeed, f"{self._address} {what}")
+        return Misbehaved(misdeed, f"{self._peer} {what}")
 
     def _check(self, record: Record) -> None:
         """A record must make sense, and be of an image that has the bytes that were asked for."""
@@ -200,7 +203,7 @@ class BlockReader:
             )
 
     async def _next(self) -> pb.ReadReply:
-        with peer_errors(self._address, "reading a block"):
+        with self._channels.errors(self._peer, "reading a block"):
             try:
                 async with asyncio.timeout(self._stall_s):
                     reply = await self._call.read()
@@ -209,7 +212,7 @@ class BlockReader:
                     Misdeed.STALLED, f"sent nothing of a block for {self._stall_s} s"
                 ) from error
         if reply is grpc.aio.EOF:
-            raise PeerError(f"{self._address} ended a block early, at byte {self._at}")
+            raise PeerError(f"{self._peer} ended a block early, at byte {self._at}")
         if not isinstance(reply, pb.ReadReply):  # what gRPC gives for bytes that are no message
             raise self._misbehaved(Misdeed.WRONG_STREAM, "sent what is no message of snapshotd")
         return reply
@@ -222,13 +225,15 @@ class BlockWriter:
         self,
         call: grpc.aio.StreamUnaryCall[pb.StoreRequest, pb.StoreReply],
         opening: pb.StoreOpening,
-        address: str,
+        peer: Peer,
+        channels: Channels,
         stall_s: float,
         sent: Callable[[int], None],
     ) -> None:
         self._call = call
         self._opening: pb.StoreOpening | None = opening
-        self._address = address
+        self._peer = peer
+        self._channels = channels
         self._stall_s = stall_s
         self._sent = sent
 
@@ -265,11 +270,11 @@ class BlockWriter:
         await self._call
 
     async def _bounded(self, wait: Awaitable[None]) -> None:
-        with peer_errors(self._address, "storing a parity block"):
+        with self._channels.errors(self._peer, "storing a parity block"):
             try:
                 async with asyncio.timeout(self._stall_s):
                     await wait
             except TimeoutError as error:
                 raise PeerError(
-                    f"{self._address} took nothing of a parity block for {self._stall_s} s"
+                    f"{self._peer} took nothing of a parity block for {self._stall_s} s"
                 ) from error

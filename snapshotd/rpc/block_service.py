@@ -26,9 +26,10 @@ from snapshotd.errors import (
     SnapshotdError,
 )
 from snapshotd.metadata import ParityPlace, Version
-from snapshotd.rpc.channels import OPTIONS
+from snapshotd.rpc.channels import OPTIONS, listen
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_from, version_from
+from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -110,8 +111,14 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
     """Serves blocks of one slot."""
 
     def __init__(
-        self, store: BlockStore, intake: BlockIntake, cluster_id: str, stall_s: float
+        self,
+        store: BlockStore,
+        intake: BlockIntake,
+        cluster_id: str,
+        stall_s: float,
+        callers: Callers,
     ) -> None:
+        self._callers = callers
         self._store = store
         self._intake = intake
         self._cluster_id = cluster_id
@@ -123,6 +130,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         context: grpc.aio.ServicerContext[pb.ReadRequest, pb.ReadReply],
     ) -> None:
         try:
+            self._callers.check(context)
             async with aclosing(self._read(request)) as replies:
                 async for reply in replies:
                     # A reader that takes nothing must not keep the segment for ever.
@@ -168,17 +176,22 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
         context: grpc.aio.ServicerContext[pb.StoreRequest, pb.StoreReply],
     ) -> pb.StoreReply:
         try:
-            await self._receive(requests)
+            await self._receive(requests, context)
         except SnapshotdError as error:
             await context.abort(*status_of(error))
         return pb.StoreReply()
 
-    async def _receive(self, requests: AsyncIterator[pb.StoreRequest]) -> None:
+    async def _receive(
+        self,
+        requests: AsyncIterator[pb.StoreRequest],
+        context: grpc.aio.ServicerContext[pb.StoreRequest, pb.StoreReply],
+    ) -> None:
         first = await self._next(requests)
         if first is None or first.WhichOneof("part") != "opening":
             raise malformed("a store stream did not begin with its opening")
         opening = first.opening
         check_caller(opening.cluster_id, self._cluster_id, opening.protocol)
+        self._callers.check(context, opening.sender.node)
         incoming = await self._intake.storing(
             opening, version_from(opening.version), place_from(opening.place)
         )
@@ -259,15 +272,21 @@ class BlocksServer:
     """The gRPC server of one slot, on a port the system chooses."""
 
     def __init__(
-        self, store: BlockStore, intake: BlockIntake, cluster_id: str, stall_s: float
+        self,
+        store: BlockStore,
+        intake: BlockIntake,
+        cluster_id: str,
+        stall_s: float,
+        identity: Identity | None,
     ) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
-        service = BlocksService(store, intake, cluster_id, stall_s)
+        self._identity = identity
+        service = BlocksService(store, intake, cluster_id, stall_s, Callers(identity))
         node_pb2_grpc.add_BlocksServicer_to_server(service, self._server)
 
     async def start(self, host: str) -> int:
         """Serve; returns the port."""
-        port = self._server.add_insecure_port(f"{host}:0")
+        port = listen(self._server, f"{host}:0", self._identity)
         await self._server.start()
         return port
 

@@ -13,6 +13,7 @@ from snapshotd.core.protection import parity_homes
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.rpc.block_service import BlocksService
 from snapshotd.rpc.convert import place_to, version_to
+from snapshotd.rpc.tls import Callers
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 from tests.fuzz.harness import Parts, Target
@@ -93,7 +94,7 @@ async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
     memory.machine.orders = orders()
     for shard, image in IMAGES.items():
         await memory.seal(shard, image)
-    service = BlocksService(memory.vault, memory.intake, "test", 5.0)
+    service = BlocksService(memory.vault, memory.intake, "test", 5.0, Callers(None))
     for parts in calls:
         context = Call()
         try:
