@@ -11,6 +11,7 @@ from snapshotd.core.trust import FIRST_PAUSE_S, Misdeed
 from snapshotd.errors import DamagedBytes, PeerError
 from snapshotd.flow.transfer import Transfers
 from snapshotd.rpc.block_service import BlocksService
+from snapshotd.rpc.framing import parse_request
 from snapshotd.rpc.tls import Callers
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.fuzz.room import HERE, VERSION, Memory, orders, room, run
@@ -69,7 +70,7 @@ WRONG = [
 
 async def stream(parts: list[Any]) -> Any:
     for part in parts:
-        yield part if part is not None else b"garbage"
+        yield parse_request(part.SerializeToString()) if part is not None else b"garbage"
 
 
 async def refused(service: BlocksService, parts: list[Any]) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 
 from snapshotd.coding.codec import ZfecCodec
@@ -20,6 +21,7 @@ from snapshotd.metadata import DataHolding, Home, ParityHolding, ParityPlace, Sl
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.convert import place_to
+from snapshotd.rpc.framing import parse_reply
 from snapshotd.wire.protocol import grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -27,7 +29,6 @@ from tests.fuzz.harness import Parts, Target
 from tests.fuzz.messages import changed, messages, spoiled
 from tests.fuzz.room import GROUP, HERE, VERSION, Memory, orders, room, run, watched
 from tests.fuzz.targets.blocks import IMAGES, SIZES, seal
-from tests.fuzz.targets.facts import parsed
 
 CODEC = ZfecCodec()
 PEERS = [m.home for m in GROUP.members if m.home != HERE]
@@ -78,7 +79,10 @@ class _Reply:
         data = next(self._replies, None)
         if data is None:
             return grpc.aio.EOF
-        return parsed(pb.ReadReply, data)  # None for what is no message, as gRPC gives
+        try:
+            return parse_reply(data)
+        except DecodeError:
+            return None  # as gRPC gives
 
     def cancel(self) -> None: ...
 
