@@ -13,9 +13,12 @@ import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from threading import Event
 
 import torch
 
+from snapshotd.config import Timeouts
+from snapshotd.core.news import COUNTERS_S
 from snapshotd_client import Snapshotter
 from tests.bench.harness import MIB, Scale, Table, Timing
 from tests.bench.mesh import mesh
@@ -45,7 +48,7 @@ def measured(parity: int, scale: Scale) -> dict[str, object]:
     expected = scale.bytes * (1 + (parity - 1) / data)
     budget = round(2.2 * scale.bytes * (1 + parity / data)) + 64 * MIB
     with (
-        closing(Cluster(parity=parity, memory_budget=budget)) as cluster,
+        closing(_cluster(parity, budget)) as cluster,
         mesh(NODES, round(expected)) as move,
         closing(_Ranks(cluster.start(NODES), scale.bytes)) as ranks,
     ):
@@ -75,6 +78,13 @@ def measured(parity: int, scale: Scale) -> dict[str, object]:
     }
 
 
+def _cluster(parity: int, budget: int) -> Cluster:
+    """With the timeouts that daemons have by default: heartbeats cost, too."""
+    cluster = Cluster(parity=parity, memory_budget=budget)
+    cluster.timeouts = {name: getattr(Timeouts(), name) for name in cluster.timeouts}
+    return cluster
+
+
 class _Ranks:
     """One rank a node, each with a tensor of the given size."""
 
@@ -90,6 +100,7 @@ class _Ranks:
                 world_size=len(nodes),
                 local_rank=0,
                 run_dir=node.run_dir,
+                max_stall_s=PATIENCE_S,
             )
             for rank, (node, state) in enumerate(zip(nodes, self._states, strict=True))
         ]
@@ -112,6 +123,7 @@ class _Ranks:
 
     def sent_bytes(self) -> dict[str, list[int]]:
         """Of each node, since its start: as the daemon counts, as the kernel counts."""
+        Event().wait(2 * COUNTERS_S)  # counters are told late where nothing else is news
         return {
             "payload": [n.status().slots[0].counters.bytes_sent for n in self._nodes],
             "tcp": [_tcp_bytes(n.smp_pids()) for n in self._nodes],
