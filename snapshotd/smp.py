@@ -29,6 +29,7 @@ from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
+from snapshotd.memory.heap import keep_freed
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
@@ -184,6 +185,7 @@ def main(argv: list[str] | None = None) -> int:
     (text,) = sys.argv[1:] if argv is None else argv
     settings = SmpSettings.from_json(text)
     configure(settings.log_level, settings.log_format, settings.node_id)
+    keep_freed()
     try:
         asyncio.run(run(settings))
     except PeerError as error:

@@ -23,6 +23,7 @@ import grpc.aio
 import zmq
 import zmq.asyncio
 
+from snapshotd.memory.heap import keep_freed
 from snapshotd.rpc.channels import OPTIONS, Channels, Peer, listen
 from snapshotd.rpc.framing import pack_reply, parse_reply
 from snapshotd.rpc.tls import Identity, TlsFiles
@@ -51,6 +52,7 @@ def run(scale: Scale) -> Iterator[Table]:
         f"Planes: streams of {TRANSFER_BYTES >> 10} KiB chunks between two processes",
         "best of the repeats; CPU s: seconds of processor time for each GB, of each end",
     )
+    keep_freed()  # as SMPs do
     with tempfile.TemporaryDirectory() as directory:
         files = Authority(Path(directory) / "ca").of("n0")
         best: dict[str, tuple[float, float, float]] = {}
@@ -210,4 +212,5 @@ async def _send_sockets(plane: str, chunks: list[memoryview], files: TlsFiles) -
 
 
 if __name__ == "__main__":
+    keep_freed()
     asyncio.run(_send(sys.argv[1], int(sys.argv[2]), TlsFiles(*map(Path, sys.argv[3:]))))

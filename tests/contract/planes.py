@@ -92,12 +92,14 @@ class Holder:
     """Takes parity blocks, and notes what came of them."""
 
     length: int
+    opened: asyncio.Event = field(default_factory=asyncio.Event)
     ends: asyncio.Queue[BaseException | tuple[bytes, bytes]] = field(default_factory=asyncio.Queue)
 
     async def storing(
         self, opening: pb.StoreOpening, version: Version, place: ParityPlace
     ) -> Holder:
         self.memory = bytearray(self.length)
+        self.opened.set()
         return self
 
     @property

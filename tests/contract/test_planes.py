@@ -328,6 +328,7 @@ def test_a_sender_that_ends_nothing(plane: Plane, leaves: bool) -> None:
                 shard_bytes=[len(IMAGE)] * 2,
             )
             await writer.send(memoryview(IMAGE)[:TRANSFER_BYTES])
+            await holder.opened.wait()
             if leaves:
                 writer.cancel()
             async with asyncio.timeout(20 * STALL_S):
