@@ -8,6 +8,7 @@ import os
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
 from snapshotd.cli.render import message_json, plan_tables
 from snapshotd.cli.screen import screen
+from snapshotd.cli.trust import identity
 
 
 def register(commands: Commands) -> None:
@@ -26,7 +27,12 @@ def register(commands: Commands) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from snapshotd.rpc.operator import fetch_plan  # noqa: PLC0415  see status.py
 
-    plan = fetch_plan(daemon_address(arguments, os.environ), arguments.job, arguments.timeout_s)
+    plan = fetch_plan(
+        daemon_address(arguments, os.environ),
+        arguments.job,
+        arguments.timeout_s,
+        identity(arguments, os.environ),
+    )
     if arguments.json:
         print(message_json(plan))
     else:

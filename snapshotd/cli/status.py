@@ -8,6 +8,7 @@ import os
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
 from snapshotd.cli.render import message_json, status_tables
 from snapshotd.cli.screen import screen
+from snapshotd.cli.trust import identity
 
 
 def register(commands: Commands) -> None:
@@ -24,7 +25,9 @@ def _status(arguments: argparse.Namespace) -> int:
     # gRPC takes its time to import; only the commands that speak to a daemon pay for it.
     from snapshotd.rpc.operator import fetch_status  # noqa: PLC0415
 
-    status = fetch_status(daemon_address(arguments, os.environ), arguments.timeout_s)
+    status = fetch_status(
+        daemon_address(arguments, os.environ), arguments.timeout_s, identity(arguments, os.environ)
+    )
     if arguments.json:
         print(message_json(status))
     else:

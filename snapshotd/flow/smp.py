@@ -25,6 +25,7 @@ from snapshotd.core.instructions import (
     Rebuild,
     Stage,
 )
+from snapshotd.core.news import News
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
@@ -37,7 +38,7 @@ from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
+from snapshotd.metadata import DataHolding, Decision, Orders, Version
 from snapshotd.rpc.local import Link
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
@@ -85,7 +86,7 @@ class Smp:
         self._wake = asyncio.Event()
         self._rebuilding = ChangeLog(log)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._published: SlotFacts | None = None
+        self._news = News()
         self._failure: BaseException | None = None
         self.desk: TrainerDesk | None = None
         self.filling: Filling | None = None
@@ -150,7 +151,7 @@ class Smp:
 
     async def _sleep(self) -> None:
         now_s = time.monotonic()
-        times = (self.machine.next_wake_s(), self._conduct.next_change_s())
+        times = (self.machine.next_wake_s(), self._conduct.next_change_s(), self._news.due_s)
         wake_s = min((t for t in times if t is not None), default=None)
         timeout_s = None if wake_s is None else max(0.0, wake_s - now_s)
         with contextlib.suppress(TimeoutError):
@@ -160,8 +161,7 @@ class Smp:
     def _publish(self) -> None:
         accused = self._conduct.accusations()
         facts = replace(self.machine.facts(self.address, self.vault.counters()), accused=accused)
-        if facts != self._published:
-            self._published = facts
+        if self._news.to_tell(facts, time.monotonic()):
             self._link.publish(facts)
 
     def _carry_out(self, instruction: Instruction) -> None:

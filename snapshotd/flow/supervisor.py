@@ -20,7 +20,7 @@ from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
 from snapshotd.flow.status import accusations
 from snapshotd.metadata import DataHolding, NodeFacts, ParityHolding, SlotFacts
-from snapshotd.rpc.channels import Channels
+from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.convert import node_to, orders_to
 from snapshotd.rpc.local import Mailbox
 from snapshotd.rpc.node import RefusedByPeer, exchange
@@ -182,7 +182,8 @@ class Supervisor:
 
     async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
         try:
-            reply = await exchange(self._channels, address, node_to(facts), self._pace.rpc_s)
+            peer = Peer(node, address)
+            reply = await exchange(self._channels, peer, node_to(facts), self._pace.rpc_s)
         except RefusedByPeer as error:
             self._log.note(address, str(error), logging.WARNING)
             self.board.membership.note_refusal(address, str(error))
