@@ -63,6 +63,8 @@ class TrainerDesk:
             case "restore":
                 self._machine.ask_restore(allow_fresh=message.restore.allow_fresh)
                 point("smp.restore.heard")
+                assert self._machine.trainer is not None, "it has just asked"
+                self._smp.foresight.begin(self._machine.trainer.job, self._machine.trainer.shard)
                 self._open["restore"] = message.request
             case "claim":
                 self._claim(message)

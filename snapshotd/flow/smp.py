@@ -31,12 +31,13 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.foresight import Foresight
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
+from snapshotd.metadata import Decision, Orders, SlotFacts, Version
 from snapshotd.rpc.local import Link
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
@@ -78,6 +79,7 @@ class Smp:
         self._link = link
         self._trainer_lock = trainer_lock
         self._rooms = rooms
+        self.foresight = Foresight(vault, machine)
         self._conduct = conduct
         self._waits_for_room = False
         self._wake = asyncio.Event()
@@ -115,6 +117,7 @@ class Smp:
     def forget_trainer(self) -> None:
         """Its sealed generations stay; the buffer it was writing goes back."""
         self.machine.detach()
+        self.foresight.forget()
         self.vault.repeats.forget()
         point("smp.trainer.forgotten")
         self.give_back_filling()
@@ -355,18 +358,14 @@ class Smp:
         slots = {**{h: f for h, f in orders.peers.items() if self._conduct.trusts(h.node)}, **here}
         match find_shard(slots, job, shard, version, home):
             case Local(holding):
-                await self._verify(holding)
+                await self.foresight.verify(holding)
+                point("smp.stage.verified")
             case Copy() as plan:
                 await self._transfers.copy(plan, orders.peers)
             case Decode() as plan:
                 await self._transfers.decode(plan, orders.peers)
             case Missing(reason):
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
-
-    async def _verify(self, holding: DataHolding) -> None:
-        with self.vault.reading(holding.job, holding.version, holding.shard) as segment:
-            await asyncio.to_thread(segment.verify)
-        point("smp.stage.verified")
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

@@ -6,13 +6,14 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tests.bench import coding, daemon, limits
+from tests.bench import coding, daemon, limits, recover
 from tests.bench.harness import MIB, Scale, Table, report
 
 BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
     "limits": limits.run,
     "coding": coding.run,
     "daemon": daemon.run,
+    "recover": recover.run,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snapshotd.coding.codec import ZfecCodec
-from tests.bench import coding, daemon, limits
+from tests.bench import coding, daemon, limits, recover
 from tests.bench.harness import TINY, Scale, report
 
 needs_isal = pytest.mark.skipif(
@@ -18,7 +18,12 @@ needs_isal = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     "bench",
-    [pytest.param(limits, marks=needs_isal), pytest.param(coding, marks=needs_isal), daemon],
+    [
+        pytest.param(limits, marks=needs_isal),
+        pytest.param(coding, marks=needs_isal),
+        daemon,
+        recover,
+    ],
     ids=lambda bench: bench.__name__,
 )
 def test_it_runs(
