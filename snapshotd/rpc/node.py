@@ -15,7 +15,8 @@ from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdErro
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, Channels, peer_errors
-from snapshotd.rpc.convert import node_from, node_to
+from snapshotd.rpc.convert import node_to
+from snapshotd.rpc.memo import FactsIn, FactsOut
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 
@@ -46,6 +47,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
 
     def __init__(self, supervisor: Supervised) -> None:
         self._supervisor = supervisor
+        self._in, self._out = FactsIn(), FactsOut()
 
     async def Exchange(  # noqa: N802  # the name in the .proto
         self,
@@ -53,13 +55,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
         context: grpc.aio.ServicerContext[pb.NodeFacts, pb.NodeFacts],
     ) -> pb.NodeFacts:
         try:
-            refusal = self._supervisor.hear(node_from(request))
+            refusal = self._supervisor.hear(self._in.facts(request))
         except SnapshotdError as error:
             await context.abort(*status_of(error))
         if refusal is not None:
             fatal = ((FATAL_KEY, "1"),) if refusal.fatal else ()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.reason, fatal)
-        return node_to(self._supervisor.facts())
+        return self._out.message(self._supervisor.facts())
 
     async def Status(  # noqa: N802  # the name in the .proto
         self,
@@ -143,9 +145,9 @@ class RefusedByPeer(PeerError):
 
 
 async def exchange(
-    channels: Channels, address: str, facts: pb.NodeFacts, timeout_s: float
+    channels: Channels, address: str, facts: pb.NodeFacts, timeout_s: float, answers: FactsIn
 ) -> NodeFacts:
-    """Give a peer our facts and get its own.
+    """Give a peer our facts and get its own, read by `answers`.
 
     Raises:
         RefusedByPeer: it does not take them. PeerError: it cannot be reached.
@@ -167,6 +169,6 @@ async def exchange(
     if reply is None:  # what gRPC gives for bytes that are no message
         raise PeerError(f"{address} sent what is no message of snapshotd")
     try:
-        return node_from(reply)
+        return answers.facts(reply)
     except RequestError as error:
         raise PeerError(f"{address} sent facts that make no sense: {error.what}") from error
