@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -153,7 +155,9 @@ class Snapshotter:
         if on_lost not in ("raise", "fresh"):
             raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
         self._check_open()
+        asked_s = time.monotonic()
         reply = self._ask_restore(allow_fresh=on_lost == "fresh", timeout_s=timeout_s)
+        answered_s = time.monotonic()
         if reply is None:
             self._alone = True
             warnings.warn(
@@ -170,6 +174,13 @@ class Snapshotter:
         self._decision = decision.id
         self._progress.ClearField("committed")  # of the life before
         self._next_step = restored.step + 1 if restored else 0
+        if restored is not None:
+            restored = replace(
+                restored,
+                waited_s=answered_s - asked_s,
+                staged_s=reply.staged_s,
+                loaded_s=time.monotonic() - answered_s,
+            )
         point("trainer.restore.finished")
         return restored
 

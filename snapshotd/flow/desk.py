@@ -196,6 +196,7 @@ class TrainerDesk:
             counters = self._smp.vault.counters()
             reply.bytes_copied = counters.bytes_copied
             reply.bytes_decoded = counters.bytes_decoded
+            reply.staged_s = self._smp.staged_s
         return pb.ToTrainer(restored=reply)
 
     async def _reply(self, question: str, message: pb.ToTrainer) -> None:

@@ -89,6 +89,7 @@ class Smp:
         self._failure: BaseException | None = None
         self.desk: TrainerDesk | None = None
         self.filling: Filling | None = None
+        self.staged_s = 0.0  # what the last restore took, to have its shard here
         self.address = ""
         vault.on_change = self.wake
         conduct.on_change = self.wake
@@ -332,7 +333,7 @@ class Smp:
         trainer = self.machine.trainer
         assert trainer is not None
         assert decision.restore is not None
-        reason = ""
+        reason, begun_s = "", time.monotonic()
         point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
@@ -347,6 +348,7 @@ class Smp:
                 reason = str(error)
             else:
                 point("smp.stage.done")
+                self.staged_s = time.monotonic() - begun_s
                 self.machine.staged(decision.id)
                 return
         self.machine.stage_failed(decision.id, reason)
