@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tests.bench import coding, daemon, limits, recover
+from tests.bench import coding, daemon, growth, limits, memory, recover
 from tests.bench.harness import MIB, Scale, Table, report
 
 BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
@@ -14,6 +14,8 @@ BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
     "coding": coding.run,
     "daemon": daemon.run,
     "recover": recover.run,
+    "memory": memory.run,
+    "growth": growth.run,
 }
 
 

@@ -32,7 +32,7 @@ SIZES = (1, 4)
 #: Of the ranks whose state is not looked at.
 SMALL_BYTES = MIB // 4
 #: Each repeat is a restore of the whole job; as many as tell how much they differ.
-MOST_REPEATS = 5
+MOST_REPEATS = 3
 #: Of the group in which a node is lost: k = 3, m = 1.
 GROUP = 4
 
@@ -169,7 +169,7 @@ def _loss(scale: Scale, loopback: float) -> Table:
     if not _fits(3 * GROUP * size):
         table.add(MiB="left out: memory")
         return table
-    for _ in range(min(scale.repeats, 3)):
+    for _ in range(min(scale.repeats, MOST_REPEATS)):
         with closing(_cluster(GROUP, size, replace_s=3600.0)) as cluster:
             table.add(**_rebuilt(cluster, size, loopback))
     return table
