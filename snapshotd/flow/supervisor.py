@@ -50,6 +50,7 @@ class Supervisor:
         self._outboxes: dict[int, Mailbox] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
+        self._met_s: dict[str, float] = {}  # when each peer last exchanged facts with us
         self._linked: dict[int, asyncio.Event] = {}
         self._log = ChangeLog(log)
         self._reach = Reach(log, pace.dead_s)
@@ -61,6 +62,13 @@ class Supervisor:
         self.on_change: Callable[[], None] = lambda: None
 
     # -- events
+
+    def asked(self, facts: NodeFacts) -> Refusal | None:
+        """A peer states its facts, and gets ours: as good as if we had gone to it."""
+        refusal = self.hear(facts)
+        if refusal is None:
+            self._met_s[facts.node] = time.monotonic()
+        return refusal
 
     def hear(self, facts: NodeFacts) -> Refusal | None:
         """A peer states its facts."""
@@ -175,10 +183,15 @@ class Supervisor:
         for node in set(self._loops) - set(known):
             self._loops.pop(node).cancel()
             del self._news[node]
+            self._met_s.pop(node, None)
             self._reach.forget(node)
 
     async def _talk_to(self, node: str) -> None:
-        """Exchange facts with one peer: at each change, and at each heartbeat."""
+        """Exchange facts with one peer: at each change, and where neither has any, in turn.
+
+        Without news the lesser of the two goes to the other at each heartbeat; the greater goes
+        only when that has not come.
+        """
         news = self._news[node]
         while True:
             news.clear()
@@ -191,9 +204,17 @@ class Supervisor:
             if not reached:
                 await asyncio.sleep(self._pace.heartbeat_s / 2)
             elif self.board.facts.sequence == facts.sequence:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._pace.heartbeat_s):
-                        await news.wait()
+                await self._rest(node, news)
+
+    async def _rest(self, node: str, news: asyncio.Event) -> None:
+        """Until there is news for a peer, or nothing was exchanged with it for a heartbeat."""
+        patience_s = self._pace.heartbeat_s * (1.0 if self.board.membership.node < node else 1.5)
+        due_s = time.monotonic() + patience_s
+        while not news.is_set() and due_s > time.monotonic():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due_s - time.monotonic()):
+                    await news.wait()
+            due_s = max(due_s, self._met_s.get(node, 0.0) + patience_s)
 
     async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
         try:
