@@ -132,7 +132,7 @@ class Node:
     # -- what the node service asks
 
     def hear(self, facts: NodeFacts) -> Refusal | None:
-        return self._supervisor.hear(facts)
+        return self._supervisor.asked(facts)
 
     def facts(self) -> NodeFacts:
         return self._board.facts

@@ -6,8 +6,8 @@ import argparse
 import os
 
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
-from snapshotd.cli.render import in_bytes
 from snapshotd.cli.trust import identity
+from snapshotd.cli.units import in_bytes
 from snapshotd.errors import CallerError
 
 

@@ -6,8 +6,6 @@ import argparse
 import os
 
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
-from snapshotd.cli.render import message_json, plan_tables
-from snapshotd.cli.screen import screen
 from snapshotd.cli.trust import identity
 
 
@@ -25,6 +23,8 @@ def register(commands: Commands) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from snapshotd.cli.render import message_json, plan_tables  # noqa: PLC0415
+    from snapshotd.cli.screen import screen  # noqa: PLC0415
     from snapshotd.rpc.operator import fetch_plan  # noqa: PLC0415  see status.py
 
     plan = fetch_plan(

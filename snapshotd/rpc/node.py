@@ -15,7 +15,8 @@ from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdErro
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, Channels, NotTrusted, Peer, listen
-from snapshotd.rpc.convert import node_from, node_to
+from snapshotd.rpc.convert import node_to
+from snapshotd.rpc.memo import FactsIn, FactsOut
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
@@ -48,6 +49,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
     def __init__(self, supervisor: Supervised, callers: Callers) -> None:
         self._supervisor = supervisor
         self._callers = callers
+        self._in, self._out = FactsIn(), FactsOut()
 
     async def Exchange(  # noqa: N802  # the name in the .proto
         self,
@@ -55,7 +57,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         context: grpc.aio.ServicerContext[pb.NodeFacts, pb.NodeFacts],
     ) -> pb.NodeFacts:
         try:
-            facts = node_from(request)
+            facts = self._in.facts(request)
             self._callers.check(context, facts.node)
             refusal = self._supervisor.hear(facts)
         except SnapshotdError as error:
@@ -63,7 +65,7 @@ class NodeService(node_pb2_grpc.NodeServicer):
         if refusal is not None:
             fatal = ((FATAL_KEY, "1"),) if refusal.fatal else ()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.reason, fatal)
-        return node_to(self._supervisor.facts())
+        return self._out.message(self._supervisor.facts())
 
     async def Status(  # noqa: N802  # the name in the .proto
         self,
@@ -160,9 +162,9 @@ class RefusedByPeer(PeerError):
 
 
 async def exchange(
-    channels: Channels, peer: Peer, facts: pb.NodeFacts, timeout_s: float
+    channels: Channels, peer: Peer, facts: pb.NodeFacts, timeout_s: float, answers: FactsIn
 ) -> NodeFacts:
-    """Give a peer our facts and get its own.
+    """Give a peer our facts and get its own, read by `answers`.
 
     Raises:
         RefusedByPeer: it does not take them. PeerError: it cannot be reached.
@@ -186,7 +188,7 @@ async def exchange(
     if reply is None:  # what gRPC gives for bytes that are no message
         raise PeerError(f"{peer} sent what is no message of snapshotd")
     try:
-        told = node_from(reply)
+        told = answers.facts(reply)
     except RequestError as error:
         raise PeerError(f"{peer} sent facts that make no sense: {error.what}") from error
     if channels.authenticated and told.node != peer.node:
