@@ -87,11 +87,15 @@ def _snapshot_ms(size: int, parameters: int, snapshots: int) -> dict[str, float]
     with closing(Cluster(group_size=2, memory_budget=f"{5 * size // MIB + 64}MiB")) as cluster:
         nodes = cluster.start(2)
         trainings = [Training(size, parameters), Training(MIB // 4)]
-        snaps = [t.attach(n, rank, 2) for rank, (t, n) in enumerate(zip(trainings, nodes))]  # noqa: B905
+        snaps = [
+            t.attach(n, rank, 2) for rank, (t, n) in enumerate(zip(trainings, nodes, strict=True))
+        ]
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda snap: snap.restore(), snaps))
         steps, commits = [], []
         for step in range(snapshots + 2):  # the first two allocate
+            for training in trainings:
+                training.change()
             snaps[1].step(step)
             begun_s = time.perf_counter()
             snaps[0].step(step)
@@ -187,10 +191,12 @@ def _traffic(nodes: Sequence[Node]) -> _Traffic:
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     segments = count_bytes = 0
     for connection, counters in zip(lines[::2], lines[1::2], strict=True):
-        if connection.split()[2] in ports:
+        # gRPC listens for both kinds of addresses, so that one of IPv4 is shown as one of IPv6.
+        if connection.split()[2].replace("[::ffff:", "").replace("]", "") in ports:
             found = dict(re.findall(r"(\w+):(\d+)", counters))
             segments += sum(int(found.get(f"data_segs_{way}", 0)) for way in ("in", "out"))
             count_bytes += sum(int(found.get(f"bytes_{way}", 0)) for way in ("received", "sent"))
+    assert count_bytes, f"ss has counted nothing on {', '.join(sorted(ports))}"
     return _Traffic(segments, count_bytes)
 
 

@@ -91,14 +91,15 @@ def _measured(cluster: Cluster, size: int, snapshots: int) -> dict[str, object]:
     trainings = [Training(size) for _ in nodes]
     state = sum(t.nbytes for t in trainings)
     before = _own_bytes(os.getpid())
-    snaps = [t.attach(n, i, NODES) for i, (t, n) in enumerate(zip(trainings, nodes))]  # noqa: B905
+    snaps = [t.attach(n, i, NODES) for i, (t, n) in enumerate(zip(trainings, nodes, strict=True))]
     with ThreadPoolExecutor(NODES) as pool:
         list(pool.map(lambda snap: snap.restore(), snaps))
     pids = [n.process.pid for n in nodes if n.process] + [p for n in nodes for p in n.smp_pids()]
     marks: list[int] = []
     with closing(_Watch(nodes, pids, before)) as watch:
         for step in range(snapshots):
-            for snap in snaps:
+            for training, snap in zip(trainings, snaps, strict=True):
+                training.change()
                 snap.step(step)
             for snap in snaps:
                 snap.wait_protected(timeout_s=60.0)

@@ -178,7 +178,10 @@ def _loss(scale: Scale, loopback: float) -> Table:
 def _rebuilt(cluster: Cluster, size: int, loopback: float) -> dict[str, object]:
     nodes = cluster.start(GROUP)
     states = [Training(size) for _ in nodes]
-    snaps = [state.attach(n, rank, GROUP) for rank, (state, n) in enumerate(zip(states, nodes))]  # noqa: B905
+    snaps = [
+        state.attach(n, rank, GROUP)
+        for rank, (state, n) in enumerate(zip(states, nodes, strict=True))
+    ]
     with ThreadPoolExecutor(GROUP) as pool:
         list(pool.map(lambda snap: snap.restore(), snaps))
     for snap in snaps:
