@@ -15,12 +15,13 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test sim chaos fuzz bench bench-peers check proto proto-check clean
+.PHONY: help venv demo test sim sim-scale chaos fuzz bench bench-peers check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
 	@echo "make test    all tests"
 	@echo "make sim     the protocol under SEEDS=100000 from SEED_START=0, in JOBS=2 processes"
+	@echo "make sim-scale   one node's work in jobs of NODES=64,1024,8192 nodes, in virtual time"
 	@echo "make chaos [ONLY=part]   kill every process role at every fault point, compare every byte"
 	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
 	@echo "make fuzz MINUTES=60   hostile input, from new seeds; what fails joins the corpus"
@@ -53,6 +54,11 @@ SIM_SUMMARY ?= $(VENV)/sim-$(SEED_START)-$(SEEDS).json
 
 sim: venv
 	$(BIN)/python -m tests.sim --seeds $(SEEDS) --start $(SEED_START) --jobs $(JOBS) --summary $(SIM_SUMMARY)
+
+NODES ?= 64,1024,8192
+
+sim-scale: venv
+	$(BIN)/python -m tests.sim.scale --nodes $(NODES) --json sim-scale.json
 
 # With MINUTES: the soak. Without: every crash point.
 chaos: venv

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import zmq.asyncio
@@ -36,11 +38,13 @@ from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.checks import MAX_SLOTS
 from snapshotd.rpc.local import LocalServer
 from snapshotd.rpc.node import NodeServer
+from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
 from snapshotd.smp import SmpSettings
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
+from snapshotd.wire.address import is_loopback
 from snapshotd.wire.points import point
-from snapshotd.wire.protocol import FRONT_SOCKET
+from snapshotd.wire.protocol import FRONT_SOCKET, TLS_FILE
 from snapshotd.wire.v1 import node_pb2 as pb
 
 log = logging.getLogger(__name__)
@@ -100,6 +104,10 @@ class Node:
 
     def __init__(self, config: Config) -> None:
         self._config = config
+        self._tls = TlsFiles.of(config.tls)
+        self._identity = (
+            Identity.load(self._tls, config.cluster_id, config.node_id) if self._tls else None
+        )
         self._records = Records(config.state_dir)
         self._board = _board(config, self._records)
         point("supervisor.records.loaded")
@@ -113,13 +121,18 @@ class Node:
         self._coding = coding.codec.name
         limits = measure_limits(config.shm_dir)
         self._notes = [*beyond(int(config.memory_budget), limits), *filter(None, [coding.note])]
+        if self._identity is None and not is_loopback(config.listen):
+            self._notes.append(
+                f"whoever reaches {config.listen} can read this node's snapshots and speak in "
+                "another node's name: set [tls]"
+            )
         for note in self._notes:
             log.warning("%s", note)
 
     # -- what the node service asks
 
     def hear(self, facts: NodeFacts) -> Refusal | None:
-        return self._supervisor.hear(facts)
+        return self._supervisor.asked(facts)
 
     def facts(self) -> NodeFacts:
         return self._board.facts
@@ -159,7 +172,7 @@ class Node:
 
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self._config
-        channels = Channels()
+        channels = Channels(self._identity)
         bounds = config.timeouts
         pace = Pace(bounds.heartbeat_s, bounds.rpc_s, bounds.dead_s)
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
@@ -177,7 +190,7 @@ class Node:
         adopting = _slots_with_segments(config.shm_dir)
         for slot in adopting:
             self._supervisor.starting(slot)
-        self._server = NodeServer(self)
+        self._server = NodeServer(self, self._identity)
         parts.push_async_callback(self._server.stop, STOP_GRACE_S)
         await self._server.start(config.listen)
         point("supervisor.port.open")
@@ -199,15 +212,25 @@ class Node:
         address = config.run_dir / "address"
         parts.callback(address.unlink, missing_ok=True)
         _replace_text(address, config.listen)
+        if self._tls:
+            self._lend(self._tls, parts)
         point("supervisor.start.done")
         self._notifier.ready(self._standing(""))
         log.info(
-            "%s of cluster %s serves on %s; the code is computed by %s",
+            "%s of cluster %s serves on %s%s; the code is computed by %s",
             config.node_id,
             config.cluster_id,
             config.listen,
+            " with TLS" if self._tls else "",
             self._coding,
         )
+
+    def _lend(self, files: TlsFiles, parts: contextlib.AsyncExitStack) -> None:
+        """Tell commands on this node which certificate to show; they need the right to read it."""
+        path = self._config.run_dir / TLS_FILE
+        parts.callback(path.unlink, missing_ok=True)
+        told = {**asdict(files), "cluster_id": self._config.cluster_id}
+        _replace_text(path, json.dumps(told, default=str))
 
     async def _end_tasks(self) -> None:
         for task in self._tasks:
@@ -290,7 +313,7 @@ class Node:
         return "; ".join(reasons)
 
     def _smp_arguments(self, slot: int) -> tuple[str, ...]:
-        settings = SmpSettings.of(self._config, slot)
+        settings = SmpSettings.of(self._config, slot, self._tls)
         return ("-m", "snapshotd.smp", settings.to_json())
 
 

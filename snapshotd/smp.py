@@ -30,6 +30,7 @@ from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.budget import Budget
+from snapshotd.memory.heap import keep_freed
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
@@ -37,6 +38,7 @@ from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_service import BlocksServer
 from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.local import Link
+from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.rpc.trainers import TrainerSocket
 from snapshotd.telemetry.logs import configure
 from snapshotd.wire.points import point
@@ -70,11 +72,12 @@ class SmpSettings:
     nice: int
     cpus: str
     stall_s: float
+    tls: TlsFiles | None
     log_level: LogLevel
     log_format: LogFormat
 
     @classmethod
-    def of(cls, config: Config, slot: int) -> Self:
+    def of(cls, config: Config, slot: int, tls: TlsFiles | None) -> Self:
         return cls(
             cluster_id=config.cluster_id,
             node_id=config.node_id,
@@ -91,6 +94,7 @@ class SmpSettings:
             nice=config.background.nice,
             cpus=config.background.cpus,
             stall_s=config.timeouts.rpc_s,
+            tls=tls,
             log_level=config.log_level,
             log_format=config.log_format,
         )
@@ -102,7 +106,8 @@ class SmpSettings:
     def from_json(cls, text: str) -> Self:
         values = json.loads(text)
         paths = {name: Path(values[name]) for name in ("run_dir", "shm_dir")}
-        return cls(**{**values, **paths})
+        tls = values["tls"] and TlsFiles(**{k: Path(v) for k, v in values["tls"].items()})
+        return cls(**{**values, **paths, "tls": tls})
 
 
 async def run(settings: SmpSettings, priority: Priority) -> None:
@@ -123,7 +128,10 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
-    channels = Channels()
+    identity = None
+    if settings.tls:
+        identity = Identity.load(settings.tls, settings.cluster_id, settings.node_id)
+    channels = Channels(identity)
     client = BlocksClient(
         channels, settings.cluster_id, home, settings.stall_s, vault.received, vault.sent
     )
@@ -133,7 +141,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
-    server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s)
+    server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s, identity)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
@@ -183,6 +191,7 @@ def main(argv: list[str] | None = None) -> int:
     (text,) = sys.argv[1:] if argv is None else argv
     settings = SmpSettings.from_json(text)
     configure(settings.log_level, settings.log_format, settings.node_id)
+    keep_freed()
     try:
         asyncio.run(run(settings, Priority(settings.nice, settings.cpus)))
     except PeerError as error:

@@ -20,7 +20,7 @@ from snapshotd_client.bounds import out_of_bounds
 from snapshotd_client.capture import Survey, merge_groups, survey
 from snapshotd_client.differences import differences, in_place
 from snapshotd_client.errors import InexactRestore, StateMismatch
-from snapshotd_client.exact import copy_exact, is_expanded, same_bits
+from snapshotd_client.exact import all_same_bits, copy_exact, is_expanded
 from snapshotd_client.image import Anchor, Image, meshes_of
 from snapshotd_client.leaves import HIDDEN, RNG, VALUES, dtensors
 from snapshotd_client.optimizers import restore_optimizer
@@ -227,6 +227,8 @@ def _compare(trees: _Trees, states: Mapping[str, object]) -> None:
     now = {(leaf.owner, leaf.name): leaf.tensor for leaf in survey(states).leaves.leaves}
     kinds = {MODULE, OPTIMIZER, TENSOR}
     required = in_place(trees.manifest)
+    names: list[str] = []
+    pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
     for index, entry in enumerate(trees.manifest.tensors):
         if trees.manifest.names.get(entry.owner) not in kinds or HIDDEN in entry.name:
             continue
@@ -234,9 +236,18 @@ def _compare(trees: _Trees, states: Mapping[str, object]) -> None:
         live = now.get(key)
         if live is None and key not in required and trees.manifest.names[entry.owner] == MODULE:
             continue
-        if live is None or not same_bits(live, trees.view(index)):
-            raise InexactRestore(
-                f"the tensor {entry.name} differs from the snapshot after it was restored",
-                "A hook or a load_state_dict of its owner changes what it is given; fix it, or "
-                "give Snapshotter an object of your own in its place.",
-            )
+        if live is None:
+            raise _inexact(entry.name)
+        names.append(entry.name)
+        pairs.append((live, trees.view(index)))
+    for name, same in zip(names, all_same_bits(pairs), strict=True):
+        if not same:
+            raise _inexact(name)
+
+
+def _inexact(name: str) -> InexactRestore:
+    return InexactRestore(
+        f"the tensor {name} differs from the snapshot after it was restored",
+        "A hook or a load_state_dict of its owner changes what it is given; fix it, or "
+        "give Snapshotter an object of your own in its place.",
+    )

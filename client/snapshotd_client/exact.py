@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
 import torch
 
 from snapshotd_client.leaves import local_piece
+
+#: Of the cores that this process may use; memory gives no more to more of them.
+_MOST_THREADS: Final = 4
 
 
 def copy_exact(target: torch.Tensor, source: torch.Tensor) -> None:
@@ -29,9 +38,28 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     left, right = local_piece(a), local_piece(b)
     if left.dtype != right.dtype or left.shape != right.shape:
         return False
-    return torch.equal(_bits(left), _bits(right))
+    mine, other = _dense(left), _dense(right)
+    # torch.equal on bytes takes ten times as long.
+    return _memcmp(mine.data_ptr(), other.data_ptr(), mine.nbytes) == 0
 
 
-def _bits(tensor: torch.Tensor) -> torch.Tensor:
-    resolved = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-    return resolved.reshape(-1).view(torch.uint8)
+def all_same_bits(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[bool]:
+    """`same_bits` of each pair, in order, computed in some threads."""
+    threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(lambda pair: same_bits(*pair), pairs)
+
+
+def _dense(tensor: torch.Tensor) -> torch.Tensor:
+    """Its values in the order of its shape, in the CPU's memory; itself where it is that."""
+    return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
+
+
+def _c_memcmp() -> Callable[[int, int, int], int]:
+    """Lets go of the interpreter lock, as ctypes does."""
+    function = ctypes.CDLL(None).memcmp
+    function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
+    return function
+
+
+_memcmp: Final = _c_memcmp()

@@ -14,6 +14,7 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.extents import storage_bytes, tensor_at
 from snapshotd_client.leaves import mesh_key, placement_of
+from snapshotd_client.pages import roomy
 from snapshotd_client.tree import TensorMark
 
 _MeshKey = tuple[tuple[int, ...], tuple[str, ...]]
@@ -88,7 +89,7 @@ class Image:
         if key not in self._storages:
             extent = self.manifest.extents[entry.extent]
             source = storage_bytes(self._bytes.untyped_storage(), extent.image_offset, extent.bytes)
-            copy = torch.empty(extent.bytes, dtype=torch.uint8, device=device).copy_(source)
+            copy = roomy(torch.empty(extent.bytes, dtype=torch.uint8, device=device)).copy_(source)
             self._storages[key] = Anchor(copy.untyped_storage(), 0)
         return self._storages[key]
 

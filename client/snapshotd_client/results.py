@@ -17,6 +17,9 @@ class Restored:
         values: the keyword values given to `step()` then.
         bytes_copied: of this rank's shard, brought over from another node.
         bytes_decoded: of this rank's shard, rebuilt from the erasure code.
+        waited_s: from the question to the daemons' answer.
+        staged_s: of that, what it took to have this rank's shard on its node, verified.
+        loaded_s: from the answer until the state was back.
     """
 
     step: int
@@ -24,6 +27,9 @@ class Restored:
     values: dict[str, Any] = field(default_factory=dict)
     bytes_copied: int = 0
     bytes_decoded: int = 0
+    waited_s: float = 0.0
+    staged_s: float = 0.0
+    loaded_s: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -163,7 +164,9 @@ class Snapshotter:
         if on_lost not in ("raise", "fresh"):
             raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
         self._check_open()
+        asked_s = time.monotonic()
         reply = self._ask_restore(allow_fresh=on_lost == "fresh", timeout_s=timeout_s)
+        answered_s = time.monotonic()
         if reply is None:
             self._alone = True
             warnings.warn(
@@ -182,6 +185,13 @@ class Snapshotter:
         self._decision = decision.id
         self._news.forget_committed()
         self._next_step = restored.step + 1 if restored else 0
+        if restored is not None:
+            restored = replace(
+                restored,
+                waited_s=answered_s - asked_s,
+                staged_s=reply.staged_s,
+                loaded_s=time.monotonic() - answered_s,
+            )
         self._handover.make_ready(prepared(self._channel))
         point("trainer.restore.finished")
         return restored

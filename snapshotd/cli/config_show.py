@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
-
-from rich import box
-from rich.table import Table
+from typing import TYPE_CHECKING, Any
 
 from snapshotd.cli.options import Commands, add_config_options, loaded
-from snapshotd.cli.screen import screen
 from snapshotd.config import LoadedConfig
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def register(commands: Commands) -> None:
@@ -32,6 +31,8 @@ def _show(arguments: argparse.Namespace) -> int:
     if arguments.json:
         print(json.dumps(as_json(effective), indent=2))
     else:
+        from snapshotd.cli.screen import screen  # noqa: PLC0415  see status.py
+
         screen().print(as_table(effective))
     return 0
 
@@ -46,6 +47,9 @@ def as_json(effective: LoadedConfig) -> dict[str, Any]:
 
 def as_table(effective: LoadedConfig) -> Table:
     """Key, value, origin; one row each."""
+    from rich import box  # noqa: PLC0415  see status.py
+    from rich.table import Table  # noqa: PLC0415
+
     table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("key", overflow="fold")
     table.add_column("value", overflow="fold")

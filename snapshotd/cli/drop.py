@@ -6,7 +6,8 @@ import argparse
 import os
 
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
-from snapshotd.cli.render import in_bytes
+from snapshotd.cli.trust import identity
+from snapshotd.cli.units import in_bytes
 from snapshotd.errors import CallerError
 
 
@@ -30,7 +31,7 @@ def _drop(arguments: argparse.Namespace) -> int:
         )
     from snapshotd.rpc.operator import drop  # noqa: PLC0415  see status.py
 
-    reply = drop(address, arguments.job, arguments.timeout_s)
+    reply = drop(address, arguments.job, arguments.timeout_s, identity(arguments, os.environ))
     print(
         f"dropped {arguments.job}: all nodes forget it, a later start of it is a fresh one; "
         f"{in_bytes(reply.freed_bytes)} freed on {address}"

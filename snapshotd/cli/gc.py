@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from snapshotd.cli.options import ADDRESS_FILE, Commands, default_directory
-from snapshotd.cli.render import in_bytes
+from snapshotd.cli.units import in_bytes
 from snapshotd.config import load
 from snapshotd.errors import CallerError
 from snapshotd.memory.locks import LOCK_NAME, DirectoryLock

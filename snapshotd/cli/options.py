@@ -58,11 +58,11 @@ def flags(arguments: argparse.Namespace) -> dict[str, str]:
 
 
 def add_address_options(parser: argparse.ArgumentParser) -> None:
-    """Add the ways to name a daemon."""
+    """Add the ways to name a daemon, and the certificate to show to it."""
+    parser.add_argument("--address", metavar="HOST:PORT", help="the daemon's address")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("--address", metavar="HOST:PORT", help="the daemon's address")
-    where.add_argument("--run-dir", type=Path, metavar="DIR", help="the daemon's run directory")
-    where.add_argument("--config", type=Path, metavar="FILE", help="the daemon's TOML file")
+    where.add_argument("--run-dir", type=Path, metavar="DIR", help="a daemon's run directory")
+    where.add_argument("--config", type=Path, metavar="FILE", help="a daemon's TOML file")
     parser.add_argument(
         "--timeout-s", type=float, default=5.0, metavar="S", help="give up after (default 5)"
     )
@@ -76,7 +76,7 @@ def daemon_address(arguments: argparse.Namespace, environ: Mapping[str, str]) ->
     """
     if arguments.address:
         return str(arguments.address)
-    return read_address(_run_dir(arguments, environ))
+    return read_address(run_dir(arguments, environ))
 
 
 def read_address(run_dir: Path) -> str:
@@ -100,7 +100,8 @@ def default_directory(key: str) -> Path:
     return Path(known_keys()[key].default)
 
 
-def _run_dir(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Path:
+def run_dir(arguments: argparse.Namespace, environ: Mapping[str, str]) -> Path:
+    """The run directory that is meant, whether or not anybody serves it."""
     if arguments.run_dir:
         return Path(arguments.run_dir)
     if arguments.config:

@@ -6,8 +6,7 @@ import argparse
 import os
 
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
-from snapshotd.cli.render import message_json, plan_tables
-from snapshotd.cli.screen import screen
+from snapshotd.cli.trust import identity
 
 
 def register(commands: Commands) -> None:
@@ -24,9 +23,16 @@ def register(commands: Commands) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from snapshotd.cli.render import message_json, plan_tables  # noqa: PLC0415
+    from snapshotd.cli.screen import screen  # noqa: PLC0415
     from snapshotd.rpc.operator import fetch_plan  # noqa: PLC0415  see status.py
 
-    plan = fetch_plan(daemon_address(arguments, os.environ), arguments.job, arguments.timeout_s)
+    plan = fetch_plan(
+        daemon_address(arguments, os.environ),
+        arguments.job,
+        arguments.timeout_s,
+        identity(arguments, os.environ),
+    )
     if arguments.json:
         print(message_json(plan))
     else:

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from snapshotd.cli.units import in_bytes
 from snapshotd.wire.v1.node_pb2 import (
     GenerationStatus,
     GroupStatus,
@@ -53,16 +54,6 @@ def plan_tables(plan: PlanReply) -> Iterator[RenderableType]:
     for shard in plan.shards:
         table.add_row(str(shard.shard), shard.source, escape(shard.detail))
     yield table
-
-
-def in_bytes(count: int) -> str:
-    """`count` bytes in the largest binary unit that keeps a digit before the point."""
-    size = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            return f"{size:.0f} B" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"
 
 
 def _node_summary(status: NodeStatus) -> RenderableType:

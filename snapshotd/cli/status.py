@@ -6,8 +6,7 @@ import argparse
 import os
 
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
-from snapshotd.cli.render import message_json, status_tables
-from snapshotd.cli.screen import screen
+from snapshotd.cli.trust import identity
 
 
 def register(commands: Commands) -> None:
@@ -21,10 +20,15 @@ def register(commands: Commands) -> None:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    # gRPC takes its time to import; only the commands that speak to a daemon pay for it.
+    # gRPC takes its time to import; only the commands that speak to a daemon pay for it. And what
+    # draws tables is in nobody's memory for as long as a daemon runs.
+    from snapshotd.cli.render import message_json, status_tables  # noqa: PLC0415
+    from snapshotd.cli.screen import screen  # noqa: PLC0415
     from snapshotd.rpc.operator import fetch_status  # noqa: PLC0415
 
-    status = fetch_status(daemon_address(arguments, os.environ), arguments.timeout_s)
+    status = fetch_status(
+        daemon_address(arguments, os.environ), arguments.timeout_s, identity(arguments, os.environ)
+    )
     if arguments.json:
         print(message_json(status))
     else:

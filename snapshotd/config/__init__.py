@@ -1,7 +1,7 @@
 """What an operator may set, and how a value finds its way in."""
 
 from snapshotd.config.load import LoadedConfig, load
-from snapshotd.config.model import CodecName, Config, LogFormat, LogLevel, Protection, Timeouts
+from snapshotd.config.model import CodecName, Config, LogFormat, LogLevel, Protection, Timeouts, Tls
 from snapshotd.config.sources import Origin
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "Origin",
     "Protection",
     "Timeouts",
+    "Tls",
     "load",
 ]

@@ -54,6 +54,7 @@ def _address(text: str) -> str:
 
 Address = Annotated[str, AfterValidator(_address)]
 # Paths come as text from every source; strictness would ask for pathlib objects.
+File = Annotated[Path, Strict(strict=False), AfterValidator(_absolute)]
 Directory = Annotated[Path, Strict(strict=False), AfterValidator(_absolute)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
@@ -204,6 +205,37 @@ class Timeouts(_Section):
         )
 
 
+class Tls(_Section):
+    """Certificates by which daemons and operators know each other; all three files, or none."""
+
+    ca: File | None = Field(
+        default=None, description="PEM file of the CA that signs the cluster's certificates"
+    )
+    cert: File | None = Field(
+        default=None,
+        description="PEM file of this node's certificate; its subjectAltName has DNS:CLUSTER_ID "
+        "and DNS:NODE_ID.CLUSTER_ID",
+    )
+    key: File | None = Field(default=None, description="PEM file of its key, not encrypted")
+
+    @field_validator("key")
+    @classmethod
+    def _all_or_none(cls, key: Path | None, info: ValidationInfo) -> Path | None:
+        given = {"tls.ca": info.data.get("ca"), "tls.cert": info.data.get("cert"), "tls.key": key}
+        absent = [name for name, path in given.items() if path is None]
+        if not absent or len(absent) == len(given):
+            return key
+        raise PydanticCustomError(
+            "tls",
+            "without {absent}, the rest of [tls] is of no use",
+            {
+                "absent": " and ".join(absent),
+                "expected": "all of tls.ca, tls.cert and tls.key, or none of them",
+                "related": [name for name in given if name not in absent],
+            },
+        )
+
+
 def _same_as_run_dir(data: dict[str, Any]) -> Any:
     # Absent where run_dir itself is wrong, which is the error to report; older pydantic asks still.
     return data.get("run_dir", Path("/"))
@@ -256,6 +288,7 @@ class Config(_Section):
     protection: Protection = Field(default_factory=Protection)
     background: Background = Field(default_factory=Background)
     timeouts: Timeouts = Field(default_factory=Timeouts)
+    tls: Tls = Field(default_factory=Tls)
 
     @field_validator("peers")
     @classmethod

@@ -91,6 +91,8 @@ class Board:
         self._epoch_floor = policy.epoch_floor
         self._sequence = 0
         self._published: NodeFacts | None = None
+        #: How often conclusions were drawn: whoever delivers them sees whether there may be news.
+        self.conclusions = 0
 
     # -- events
 
@@ -130,6 +132,7 @@ class Board:
 
     def conclude(self, now_s: float) -> None:
         """Draw every conclusion the facts allow now."""
+        self.conclusions += 1
         self.membership.forget(now_s)
         live = self.membership.live(now_s)
         self._forget_dropped(now_s)

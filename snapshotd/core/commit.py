@@ -42,7 +42,8 @@ def merge_all(facts: Iterable[JobFacts]) -> JobFacts | None:
     """`merge` over any number of nodes."""
     merged: JobFacts | None = None
     for each in facts:
-        merged = merge(merged, each)
+        if each != merged:  # most nodes know the same
+            merged = merge(merged, each)
     return merged
 
 

@@ -99,8 +99,9 @@ class Membership:
     def meet(self, members: Iterable[tuple[str, str]], now_s: float) -> None:
         """Learn of nodes that another node knows."""
         for node, address in members:
-            if node != self.node and len(self._peers) < MAX_PEERS:
-                self._peers.setdefault(node, _Peer(address, met_at_s=now_s))
+            # Of each message, so for most of them there is nothing to be made.
+            if node not in self._peers and node != self.node and len(self._peers) < MAX_PEERS:
+                self._peers[node] = _Peer(address, met_at_s=now_s)
 
     def _make_room(self, node: str) -> None:
         """Give the place of one that was only heard of to one that speaks."""

@@ -64,12 +64,14 @@ def _stand_ins(
 
     One without room for it is passed over.
     """
-    busy = {h.node for h, f in slots.items() if f.trainer is not None} | nodes_of(decision.groups)
+    mine = nodes_of(decision.groups)
+    outside = [h for h in slots if h.node not in mine]
+    busy = {h.node for h, f in slots.items() if f.trainer is not None} | mine
     short = {h.node for h, f in slots.items() if decision.job in f.short}
     idle = sorted(set(absence.live) - busy - short)
     found: dict[str, str] = {}
     for node in lost:
-        holders = _holders(decision, version, node, slots)
+        holders = _holders(decision, version, node, slots, outside)
         began = [n for n in holders if n not in short and n not in found.values()]
         free = [n for n in idle if n not in found.values()]
         chosen = next(iter((*began, *free)), None)
@@ -78,15 +80,15 @@ def _stand_ins(
     return found
 
 
-def _holders(decision: Decision, version: Version, lost: str, slots: Slots) -> list[str]:
-    """Nodes outside the job's groups that hold a shard of a lost node."""
-    mine = nodes_of(decision.groups)
+def _holders(
+    decision: Decision, version: Version, lost: str, slots: Slots, outside: Iterable[Home]
+) -> list[str]:
+    """Nodes of homes outside the job's groups that hold a shard of a lost node."""
     members = [m for g in decision.groups for m in g.members if m.home.node == lost]
     return sorted(
         home.node
-        for home in slots
-        if home.node not in mine
-        and any(
+        for home in outside
+        if any(
             m.home.slot == home.slot and data_at(slots, home, decision.job, m.shard, version)
             for m in members
         )

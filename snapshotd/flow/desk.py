@@ -66,6 +66,8 @@ class TrainerDesk:
             case "restore":
                 self._machine.ask_restore(allow_fresh=message.restore.allow_fresh)
                 point("smp.restore.heard")
+                assert self._machine.trainer is not None, "it has just asked"
+                self._smp.foresight.begin(self._machine.trainer.job, self._machine.trainer.shard)
                 self._open["restore"] = message.request
             case "claim":
                 self._claim(message)
@@ -213,6 +215,7 @@ class TrainerDesk:
             counters = self._smp.vault.counters()
             reply.bytes_copied = counters.bytes_copied
             reply.bytes_decoded = counters.bytes_decoded
+            reply.staged_s = self._smp.staged_s
         return pb.ToTrainer(restored=reply)
 
     async def _reply(self, question: str, message: pb.ToTrainer) -> None:

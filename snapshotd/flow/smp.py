@@ -25,19 +25,21 @@ from snapshotd.core.instructions import (
     Rebuild,
     Stage,
 )
+from snapshotd.core.news import News
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.foresight import Foresight
 from snapshotd.flow.readiness import Readiness
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import DataHolding, Decision, Orders, SlotFacts, Version
+from snapshotd.metadata import Decision, Orders, Version
 from snapshotd.rpc.local import Link
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
@@ -80,15 +82,17 @@ class Smp:
         self._trainer_lock = trainer_lock
         self._rooms = rooms
         self.readiness = Readiness(vault, rooms)
+        self.foresight = Foresight(vault, machine)
         self._conduct = conduct
         self._waits_for_room = False
         self._wake = asyncio.Event()
         self._rebuilding = ChangeLog(log)
         self._tasks: set[asyncio.Task[None]] = set()
-        self._published: SlotFacts | None = None
+        self._news = News()
         self._failure: BaseException | None = None
         self.desk: TrainerDesk | None = None
         self.filling: Filling | None = None
+        self.staged_s = 0.0  # what the last restore took, to have its shard here
         self.address = ""
         vault.on_change = self.wake
         conduct.on_change = self.wake
@@ -119,6 +123,7 @@ class Smp:
         job = self.machine.trainer.job if self.machine.trainer is not None else ""
         self.machine.detach()
         self.readiness.stop()
+        self.foresight.forget()
         self.vault.repeats.forget()
         point("smp.trainer.forgotten")
         self.give_back_filling()
@@ -150,7 +155,7 @@ class Smp:
 
     async def _sleep(self) -> None:
         now_s = time.monotonic()
-        times = (self.machine.next_wake_s(), self._conduct.next_change_s())
+        times = (self.machine.next_wake_s(), self._conduct.next_change_s(), self._news.due_s)
         wake_s = min((t for t in times if t is not None), default=None)
         timeout_s = None if wake_s is None else max(0.0, wake_s - now_s)
         with contextlib.suppress(TimeoutError):
@@ -160,8 +165,7 @@ class Smp:
     def _publish(self) -> None:
         accused = self._conduct.accusations()
         facts = replace(self.machine.facts(self.address, self.vault.counters()), accused=accused)
-        if facts != self._published:
-            self._published = facts
+        if self._news.to_tell(facts, time.monotonic()):
             self._link.publish(facts)
 
     def _carry_out(self, instruction: Instruction) -> None:
@@ -335,7 +339,7 @@ class Smp:
         trainer = self.machine.trainer
         assert trainer is not None
         assert decision.restore is not None
-        reason = ""
+        reason, begun_s = "", time.monotonic()
         point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
@@ -350,6 +354,7 @@ class Smp:
                 reason = str(error)
             else:
                 point("smp.stage.done")
+                self.staged_s = time.monotonic() - begun_s
                 self.machine.staged(decision.id)
                 return
         self.machine.stage_failed(decision.id, reason)
@@ -361,18 +366,14 @@ class Smp:
         slots = {**{h: f for h, f in orders.peers.items() if self._conduct.trusts(h.node)}, **here}
         match find_shard(slots, job, shard, version, home):
             case Local(holding):
-                await self._verify(holding)
+                await self.foresight.verify(holding)
+                point("smp.stage.verified")
             case Copy() as plan:
                 await self._transfers.copy(plan, orders.peers)
             case Decode() as plan:
                 await self._transfers.decode(plan, orders.peers)
             case Missing(reason):
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
-
-    async def _verify(self, holding: DataHolding) -> None:
-        with self.vault.reading(holding.job, holding.version, holding.shard) as segment:
-            await asyncio.to_thread(segment.verify)
-        point("smp.stage.verified")
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

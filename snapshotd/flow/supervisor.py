@@ -19,10 +19,10 @@ from snapshotd.errors import ConfigError, PeerError
 from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
 from snapshotd.flow.status import accusations
-from snapshotd.metadata import DataHolding, NodeFacts, ParityHolding, SlotFacts
-from snapshotd.rpc.channels import Channels
-from snapshotd.rpc.convert import node_to, orders_to
+from snapshotd.metadata import DataHolding, NodeFacts, Orders, ParityHolding, SlotFacts
+from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.local import Mailbox
+from snapshotd.rpc.memo import FactsIn, FactsOut, OrdersOut
 from snapshotd.rpc.node import RefusedByPeer, exchange
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
@@ -50,28 +50,42 @@ class Supervisor:
         self._outboxes: dict[int, Mailbox] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
+        self._met_s: dict[str, float] = {}  # when each peer last exchanged facts with us
         self._linked: dict[int, asyncio.Event] = {}
         self._log = ChangeLog(log)
         self._reach = Reach(log, pace.dead_s)
         self._spread_sequence = 0
+        #: What each slot's SMP was told last: it is not told again what it knows.
+        self._ordered: dict[int, Orders] = {}
+        self._facts_in, self._facts_out, self._orders_out = FactsIn(), FactsOut(), OrdersOut()
         self._accused: frozenset[str] = frozenset()
         self.on_change: Callable[[], None] = lambda: None
 
     # -- events
 
+    def asked(self, facts: NodeFacts) -> Refusal | None:
+        """A peer states its facts, and gets ours: as good as if we had gone to it."""
+        refusal = self.hear(facts)
+        if refusal is None:
+            self._met_s[facts.node] = time.monotonic()
+        return refusal
+
     def hear(self, facts: NodeFacts) -> Refusal | None:
         """A peer states its facts."""
+        concluded = self.board.conclusions
         refusal = self.board.hear(facts, time.monotonic())
         point("supervisor.peer.heard")
         if refusal is not None:
             self._log.note(facts.address, refusal.reason, logging.WARNING)
-        self._spread()
+        elif self.board.conclusions != concluded:
+            self._spread()
         return refusal
 
     def linked(self, slot: int, outbox: Mailbox) -> None:
         """An SMP has adopted its segments and is ready."""
         point("supervisor.link.accepted")
         self._outboxes[slot] = outbox
+        self._ordered.pop(slot, None)
         self._linked.setdefault(slot, asyncio.Event()).set()
 
     def starting(self, slot: int) -> None:
@@ -119,18 +133,18 @@ class Supervisor:
 
     def tick(self, now_s: float) -> None:
         """Time has passed: silence, too, is news."""
-        before = self.board.facts, self.board.orders(now_s)
         self.board.conclude(now_s)
-        if before != (self.board.facts, self.board.orders(now_s)):
-            self._spread()
+        for facts in self.board.facts.slots:
+            # Orders have an SMP look whether a trainer that waits is still there.
+            if facts.trainer is not None and facts.trainer.waiting:
+                self._ordered.pop(facts.slot, None)
+        self._spread()
 
     # -- spreading
 
     def _spread(self) -> None:
         """State orders to the SMPs, news to the peers, and what must last to the disk."""
-        orders = orders_to(self.board.orders(time.monotonic()))
-        for outbox in self._outboxes.values():
-            outbox.put(orders)
+        self._order()
         point("supervisor.spread.ordered")
         self._records.keep(self.board.jobs())
         self._note_accused()
@@ -141,6 +155,15 @@ class Supervisor:
                 event.set()
         point("supervisor.spread.told")
         self.on_change()
+
+    def _order(self) -> None:
+        orders = self.board.orders(time.monotonic())
+        outdated = [slot for slot in self._outboxes if self._ordered.get(slot) != orders]
+        if outdated:
+            message = self._orders_out.message(orders)
+            for slot in outdated:
+                self._ordered[slot] = orders
+                self._outboxes[slot].put(message)
 
     def _note_accused(self) -> None:
         accused = accusations(self.board.slots(time.monotonic()))
@@ -160,10 +183,15 @@ class Supervisor:
         for node in set(self._loops) - set(known):
             self._loops.pop(node).cancel()
             del self._news[node]
+            self._met_s.pop(node, None)
             self._reach.forget(node)
 
     async def _talk_to(self, node: str) -> None:
-        """Exchange facts with one peer: at each change, and at each heartbeat."""
+        """Exchange facts with one peer: at each change, and where neither has any, in turn.
+
+        Without news the lesser of the two goes to the other at each heartbeat; the greater goes
+        only when that has not come.
+        """
         news = self._news[node]
         while True:
             news.clear()
@@ -176,13 +204,27 @@ class Supervisor:
             if not reached:
                 await asyncio.sleep(self._pace.heartbeat_s / 2)
             elif self.board.facts.sequence == facts.sequence:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(self._pace.heartbeat_s):
-                        await news.wait()
+                await self._rest(node, news)
+
+    async def _rest(self, node: str, news: asyncio.Event) -> None:
+        """Until there is news for a peer, or nothing was exchanged with it for a heartbeat."""
+        patience_s = self._pace.heartbeat_s * (1.0 if self.board.membership.node < node else 1.5)
+        due_s = time.monotonic() + patience_s
+        while not news.is_set() and due_s > time.monotonic():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(due_s - time.monotonic()):
+                    await news.wait()
+            due_s = max(due_s, self._met_s.get(node, 0.0) + patience_s)
 
     async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
         try:
-            reply = await exchange(self._channels, address, node_to(facts), self._pace.rpc_s)
+            reply = await exchange(
+                self._channels,
+                Peer(node, address),
+                self._facts_out.message(facts),
+                self._pace.rpc_s,
+                self._facts_in,
+            )
         except RefusedByPeer as error:
             self._log.note(address, str(error), logging.WARNING)
             self.board.membership.note_refusal(address, str(error))

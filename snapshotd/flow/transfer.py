@@ -25,6 +25,7 @@ from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Group, Home, ParityPlace, SlotFacts, Version
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.block_service import Record, What
+from snapshotd.rpc.channels import Peer
 from snapshotd.rpc.convert import place_to
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
@@ -106,7 +107,7 @@ class Transfers:
                     unsealed.callback(self._vault.give_back, own)
                     continue
                 writers[row] = self._client.store(
-                    self._address(peers, holder),
+                    self._peer(peers, holder),
                     job=task.job,
                     epoch=task.epoch,
                     version=version,
@@ -206,9 +207,9 @@ class Transfers:
     def _lane(self, peers: Peers, home: Home, held: DataHolding, extent: Extent) -> _Lane:
         if extent.length == 0:
             return _Lane(None, 0)
-        address = self._address(peers, home)
+        peer = self._peer(peers, home)
         reader = self._client.read(
-            address, held.job, held.version, held.shard, extent.offset, extent.length
+            peer, held.job, held.version, held.shard, extent.offset, extent.length
         )
         return _Lane(reader, extent.length, self._conduct, home.node)
 
@@ -216,26 +217,26 @@ class Transfers:
         self, peers: Peers, home: Home, job: str, version: Version, what: What
     ) -> Record:
         with self._conduct.blaming(home.node):
-            return await self._client.record(self._address(peers, home), job, version, what)
+            return await self._client.record(self._peer(peers, home), job, version, what)
 
-    def _address(self, peers: Peers, home: Home) -> str:
+    def _peer(self, peers: Peers, home: Home) -> Peer:
         """Where a slot listens. Raises PeerError: it is not live, or cut off."""
         self._conduct.check(home.node)
         facts = peers.get(home)
         if facts is None or not facts.address:
             raise PeerError(f"{home} is not live")
-        return facts.address
+        return Peer(home.node, facts.address)
 
     # -- restore
 
     async def copy(self, plan: Copy, peers: Peers) -> DataHolding:
         """Bring a whole shard over from another slot, verified chunk by chunk."""
         held = plan.holding
-        address = self._address(peers, plan.home)
-        reader = self._client.read(address, held.job, held.version, held.shard, 0, held.image_bytes)
+        peer = self._peer(peers, plan.home)
+        reader = self._client.read(peer, held.job, held.version, held.shard, 0, held.image_bytes)
         try:
             with self._conduct.blaming(plan.home.node):
-                record = _as_told(await reader.record(), held, address)
+                record = _as_told(await reader.record(), held, str(peer))
             segment = await self._vault.begin_data(
                 held.job, held.shard, held.version, held.image_bytes
             )
@@ -354,8 +355,8 @@ class Transfers:
             return _Lane(None, 0)
         what: What | None = wanted.place if wanted.place is not None else wanted.shard
         assert what is not None, "an input is a shard's block or a parity block"
-        address = self._address(peers, wanted.home)
-        reader = self._client.read(address, job, version, what, wanted.extent.offset, count)
+        peer = self._peer(peers, wanted.home)
+        reader = self._client.read(peer, job, version, what, wanted.extent.offset, count)
         return _Lane(reader, count, self._conduct, wanted.home.node)
 
     async def _sealed_as(

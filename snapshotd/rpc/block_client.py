@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -17,13 +18,13 @@ from snapshotd.core.stripes import parity_bytes
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, RequestError
 from snapshotd.metadata import Home, ParityPlace, Version
-from snapshotd.rpc.block_service import Record, What
-from snapshotd.rpc.channels import Channels, peer_errors
+from snapshotd.rpc.block_service import BLOCKS_SERVICE, Record, What
+from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.checks import check_seal
 from snapshotd.rpc.convert import home_to, place_from, place_to, version_to
+from snapshotd.rpc.framing import pack_request, parse_reply
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
-from snapshotd.wire.v1 import node_pb2_grpc
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 
@@ -47,7 +48,7 @@ class BlocksClient:
         self._sent = sent
 
     def read(
-        self, address: str, job: str, version: Version, what: What, offset: int, count_bytes: int
+        self, peer: Peer, job: str, version: Version, what: What, offset: int, count_bytes: int
     ) -> BlockReader:
         """Open a stream of [offset, offset + count_bytes) of a sealed image."""
         request = pb.ReadRequest(
@@ -62,19 +63,24 @@ class BlocksClient:
             request.place.CopyFrom(place_to(what))
         else:
             request.shard = what
-        stub = node_pb2_grpc.BlocksStub(self._channels.to(address))
+        method: Any = self._channels.to(peer).unary_stream(
+            f"/{BLOCKS_SERVICE}/Read",
+            request_serializer=pb.ReadRequest.SerializeToString,
+            response_deserializer=parse_reply,
+        )
         return BlockReader(
-            stub.Read(request, wait_for_ready=False),
-            address,
+            method(request, wait_for_ready=False),
+            peer,
+            self._channels,
             request,
             what,
             self._stall_s,
             self._received,
         )
 
-    async def record(self, address: str, job: str, version: Version, what: What) -> Record:
+    async def record(self, peer: Peer, job: str, version: Version, what: What) -> Record:
         """The record of a sealed segment, without its bytes."""
-        reader = self.read(address, job, version, what, 0, 0)
+        reader = self.read(peer, job, version, what, 0, 0)
         try:
             return await reader.record()
         finally:
@@ -82,7 +88,7 @@ class BlocksClient:
 
     def store(
         self,
-        address: str,
+        peer: Peer,
         *,
         job: str,
         epoch: int,
@@ -103,8 +109,12 @@ class BlocksClient:
             shard_bytes=shard_bytes,
             sender=home_to(self._home),
         )
-        stub = node_pb2_grpc.BlocksStub(self._channels.to(address))
-        return BlockWriter(stub.Store(), opening, address, self._stall_s, self._sent)
+        method: Any = self._channels.to(peer).stream_unary(
+            f"/{BLOCKS_SERVICE}/Store",
+            request_serializer=pack_request,
+            response_deserializer=pb.StoreReply.FromString,
+        )
+        return BlockWriter(method(), opening, peer, self._channels, self._stall_s, self._sent)
 
 
 class BlockReader:
@@ -112,15 +122,17 @@ class BlockReader:
 
     def __init__(
         self,
-        call: grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadReply],
-        address: str,
+        call: grpc.aio.UnaryStreamCall[pb.ReadRequest, pb.ReadReply | memoryview],
+        peer: Peer,
+        channels: Channels,
         request: pb.ReadRequest,
         what: What,
         stall_s: float,
         received: Callable[[int], None],
     ) -> None:
         self._call = call
-        self._address = address
+        self._peer = peer
+        self._channels = channels
         self._what = what
         self._at = request.offset
         self._end = request.offset + request.bytes
@@ -137,7 +149,7 @@ class BlockReader:
         if self._record is None:
             reply = await self._next()
             expected = "parity" if isinstance(self._what, ParityPlace) else "seal"
-            if reply.WhichOneof("part") != expected:
+            if isinstance(reply, memoryview) or reply.WhichOneof("part") != expected:
                 raise self._misbehaved(Misdeed.WRONG_STREAM, "did not begin with the record")
             found = reply.parity if expected == "parity" else reply.seal
             self._check(found)
@@ -147,7 +159,8 @@ class BlockReader:
     async def chunk(self) -> memoryview:
         """The next verified chunk. Raises PeerError, or Misbehaved with what was wrong."""
         record = await self.record()
-        chunk = memoryview((await self._next()).chunk)
+        part = await self._next()
+        chunk = part if isinstance(part, memoryview) else memoryview(b"")
         expected = min(TRANSFER_BYTES, self._end - self._at)
         if len(chunk) != expected:
             raise self._misbehaved(
@@ -166,7 +179,7 @@ class BlockReader:
         self._call.cancel()
 
     def _misbehaved(self, misdeed: Misdeed, what: str) -> Misbehaved:
-        return Misbehaved(misdeed, f"{self._address} {what}")
+        return Misbehaved(misdeed, f"{self._peer} {what}")
 
     def _check(self, record: Record) -> None:
         """A record must make sense, and be of an image that has the bytes that were asked for."""
@@ -199,8 +212,8 @@ class BlockReader:
                 Misdeed.WRONG_RECORD, f"sent {record.image_bytes} bytes as parity of {sizes} bytes"
             )
 
-    async def _next(self) -> pb.ReadReply:
-        with peer_errors(self._address, "reading a block"):
+    async def _next(self) -> pb.ReadReply | memoryview:
+        with self._channels.errors(self._peer, "reading a block"):
             try:
                 async with asyncio.timeout(self._stall_s):
                     reply = await self._call.read()
@@ -209,8 +222,8 @@ class BlockReader:
                     Misdeed.STALLED, f"sent nothing of a block for {self._stall_s} s"
                 ) from error
         if reply is grpc.aio.EOF:
-            raise PeerError(f"{self._address} ended a block early, at byte {self._at}")
-        if not isinstance(reply, pb.ReadReply):  # what gRPC gives for bytes that are no message
+            raise PeerError(f"{self._peer} ended a block early, at byte {self._at}")
+        if not isinstance(reply, pb.ReadReply | memoryview):
             raise self._misbehaved(Misdeed.WRONG_STREAM, "sent what is no message of snapshotd")
         return reply
 
@@ -220,22 +233,24 @@ class BlockWriter:
 
     def __init__(
         self,
-        call: grpc.aio.StreamUnaryCall[pb.StoreRequest, pb.StoreReply],
+        call: grpc.aio.StreamUnaryCall[pb.StoreRequest | memoryview, pb.StoreReply],
         opening: pb.StoreOpening,
-        address: str,
+        peer: Peer,
+        channels: Channels,
         stall_s: float,
         sent: Callable[[int], None],
     ) -> None:
         self._call = call
         self._opening: pb.StoreOpening | None = opening
-        self._address = address
+        self._peer = peer
+        self._channels = channels
         self._stall_s = stall_s
         self._sent = sent
 
     async def send(self, chunk: memoryview) -> None:
         """Send the next chunk; its memory is the caller's again when this returns."""
         await self._open()
-        await self._write(pb.StoreRequest(chunk=bytes(chunk)))
+        await self._write(chunk)
         self._sent(len(chunk))
 
     async def finish(self, record: seg.ParityRecord) -> None:
@@ -252,7 +267,7 @@ class BlockWriter:
             await self._write(pb.StoreRequest(opening=self._opening))
             self._opening = None
 
-    async def _write(self, request: pb.StoreRequest) -> None:
+    async def _write(self, request: pb.StoreRequest | memoryview) -> None:
         if self._call.done():
             return  # the holder answered early: `finish` tells what
         try:
@@ -265,11 +280,11 @@ class BlockWriter:
         await self._call
 
     async def _bounded(self, wait: Awaitable[None]) -> None:
-        with peer_errors(self._address, "storing a parity block"):
+        with self._channels.errors(self._peer, "storing a parity block"):
             try:
                 async with asyncio.timeout(self._stall_s):
                     await wait
             except TimeoutError as error:
                 raise PeerError(
-                    f"{self._address} took nothing of a parity block for {self._stall_s} s"
+                    f"{self._peer} took nothing of a parity block for {self._stall_s} s"
                 ) from error

@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
 from contextlib import AbstractContextManager, aclosing
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -26,19 +26,25 @@ from snapshotd.errors import (
     SnapshotdError,
 )
 from snapshotd.metadata import ParityPlace, Version
-from snapshotd.rpc.channels import OPTIONS
+from snapshotd.rpc.channels import OPTIONS, listen
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_from, version_from
+from snapshotd.rpc.framing import pack_reply, parse_request
+from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
-from snapshotd.wire.v1 import node_pb2_grpc
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
 
+BLOCKS_SERVICE = pb.DESCRIPTOR.services_by_name["Blocks"].full_name
+
 Record = seg.SealRecord | seg.ParityRecord
 What = int | ParityPlace
+#: Of streams: chunks as they are, all else as messages.
+ReadPart = pb.ReadReply | memoryview
+StorePart = pb.StoreRequest | memoryview
 T = TypeVar("T")
 
 
@@ -106,12 +112,18 @@ def check_caller(cluster_id: str, mine: str, protocol: int) -> None:
         raise malformed(f"a caller belongs to cluster {cluster_id!r}, this node to {mine!r}")
 
 
-class BlocksService(node_pb2_grpc.BlocksServicer):
+class BlocksService:
     """Serves blocks of one slot."""
 
     def __init__(
-        self, store: BlockStore, intake: BlockIntake, cluster_id: str, stall_s: float
+        self,
+        store: BlockStore,
+        intake: BlockIntake,
+        cluster_id: str,
+        stall_s: float,
+        callers: Callers,
     ) -> None:
+        self._callers = callers
         self._store = store
         self._intake = intake
         self._cluster_id = cluster_id
@@ -120,9 +132,10 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
     async def Read(  # noqa: N802  # the name in the .proto
         self,
         request: pb.ReadRequest,
-        context: grpc.aio.ServicerContext[pb.ReadRequest, pb.ReadReply],
+        context: grpc.aio.ServicerContext[pb.ReadRequest, ReadPart],
     ) -> None:
         try:
+            self._callers.check(context)
             async with aclosing(self._read(request)) as replies:
                 async for reply in replies:
                     # A reader that takes nothing must not keep the segment for ever.
@@ -139,7 +152,7 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
                 Misdeed.STALLED, f"a peer {did} nothing of a block for {self._stall_s} s"
             ) from error
 
-    async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[pb.ReadReply]:
+    async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[ReadPart]:
         check_caller(request.cluster_id, self._cluster_id, request.protocol)
         version = version_from(request.version)
         shard = request.WhichOneof("what") == "shard"
@@ -155,30 +168,35 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             end = request.offset + request.bytes
             with sealed.image(record.image_bytes) as image:
                 for at in range(request.offset, end, TRANSFER_BYTES):
-                    chunk = bytes(image[at : min(at + TRANSFER_BYTES, end)])
-                    # Here, and not at the reader's only: it is this node that must lose it.
-                    check_range(memoryview(chunk), at, record.image_bytes, record.grain_digests)
-                    yield pb.ReadReply(chunk=chunk)
-                    self._store.sent(len(chunk))
+                    with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
+                        # Here, and not at the reader's only: it is this node that must lose it.
+                        check_range(chunk, at, record.image_bytes, record.grain_digests)
+                        yield chunk
+                        self._store.sent(len(chunk))
                     point("smp.read.sent")
 
     async def Store(  # noqa: N802  # the name in the .proto
         self,
-        requests: AsyncIterator[pb.StoreRequest],
-        context: grpc.aio.ServicerContext[pb.StoreRequest, pb.StoreReply],
+        requests: AsyncIterator[StorePart],
+        context: grpc.aio.ServicerContext[StorePart, pb.StoreReply],
     ) -> pb.StoreReply:
         try:
-            await self._receive(requests)
+            await self._receive(requests, context)
         except SnapshotdError as error:
             await context.abort(*status_of(error))
         return pb.StoreReply()
 
-    async def _receive(self, requests: AsyncIterator[pb.StoreRequest]) -> None:
+    async def _receive(
+        self,
+        requests: AsyncIterator[StorePart],
+        context: grpc.aio.ServicerContext[StorePart, pb.StoreReply],
+    ) -> None:
         first = await self._next(requests)
-        if first is None or first.WhichOneof("part") != "opening":
+        if not isinstance(first, pb.StoreRequest) or first.WhichOneof("part") != "opening":
             raise malformed("a store stream did not begin with its opening")
         opening = first.opening
         check_caller(opening.cluster_id, self._cluster_id, opening.protocol)
+        self._callers.check(context, opening.sender.node)
         incoming = await self._intake.storing(
             opening, version_from(opening.version), place_from(opening.place)
         )
@@ -194,35 +212,37 @@ class BlocksService(node_pb2_grpc.BlocksServicer):
             raise
 
     async def _fill(
-        self, image: memoryview, requests: AsyncIterator[pb.StoreRequest]
+        self, image: memoryview, requests: AsyncIterator[StorePart]
     ) -> tuple[seg.ParityRecord, bytes]:
         at, digests = 0, b""
-        while (request := await self._next(requests)) is not None:
-            if request.WhichOneof("part") == "record":
+        while (part := await self._next(requests)) is not None:
+            if isinstance(part, pb.StoreRequest) and part.WhichOneof("part") == "record":
                 if at != len(image):
                     raise _announced(f"a parity block ended after {at} of {len(image)} bytes")
-                return request.record, digests
-            chunk = request.chunk
+                return part.record, digests
             # Whole chunks only: a trickle of small ones would keep the buffer for ever.
             expected = min(TRANSFER_BYTES, len(image) - at)
-            if request.WhichOneof("part") != "chunk" or not 0 < len(chunk) == expected:
+            count = len(part) if isinstance(part, memoryview) else 0
+            if not isinstance(part, memoryview) or not 0 < count == expected:
                 raise _announced(
                     f"unexpected part behind {at} of {len(image)} bytes of parity: "
-                    f"{len(chunk)} bytes where {expected} were expected"
+                    f"{count} bytes where {expected} were expected"
                 )
-            with image[at : at + len(chunk)] as stored:
-                stored[:] = chunk
+            with image[at : at + count] as stored:
+                stored[:] = part
                 digests += chunk_digests(stored, len(image))  # while the cache has it
-            at += len(chunk)
-            self._store.received(len(chunk))
+            at += count
+            self._store.received(count)
             point("smp.store.written")
         raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
 
-    async def _next(self, requests: AsyncIterator[pb.StoreRequest]) -> pb.StoreRequest | None:
-        request = await self._bounded(anext(requests, None), "sent")
-        if request is not None and not isinstance(request, pb.StoreRequest):
+    async def _next(
+        self, requests: AsyncIterator[StorePart]
+    ) -> pb.StoreRequest | memoryview | None:
+        part = await self._bounded(anext(requests, None), "sent")
+        if part is not None and not isinstance(part, pb.StoreRequest | memoryview):
             raise _announced("what is no message of snapshotd")
-        return request
+        return part
 
 
 def _announced(what: str) -> Misbehaved:
@@ -255,19 +275,38 @@ def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
     return code, str(error)
 
 
+def _handlers(service: BlocksService) -> grpc.GenericRpcHandler:
+    """What the generated code would make, but for what chunks are packed and parsed by."""
+    methods: dict[str, Any] = {
+        "Read": grpc.unary_stream_rpc_method_handler(
+            service.Read, pb.ReadRequest.FromString, pack_reply
+        ),
+        "Store": grpc.stream_unary_rpc_method_handler(
+            service.Store, parse_request, pb.StoreReply.SerializeToString
+        ),
+    }
+    return grpc.method_handlers_generic_handler(BLOCKS_SERVICE, methods)
+
+
 class BlocksServer:
     """The gRPC server of one slot, on a port the system chooses."""
 
     def __init__(
-        self, store: BlockStore, intake: BlockIntake, cluster_id: str, stall_s: float
+        self,
+        store: BlockStore,
+        intake: BlockIntake,
+        cluster_id: str,
+        stall_s: float,
+        identity: Identity | None,
     ) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
-        service = BlocksService(store, intake, cluster_id, stall_s)
-        node_pb2_grpc.add_BlocksServicer_to_server(service, self._server)
+        self._identity = identity
+        service = BlocksService(store, intake, cluster_id, stall_s, Callers(identity))
+        self._server.add_generic_rpc_handlers((_handlers(service),))
 
     async def start(self, host: str) -> int:
         """Serve; returns the port."""
-        port = self._server.add_insecure_port(f"{host}:0")
+        port = listen(self._server, f"{host}:0", self._identity)
         await self._server.start()
         return port
 

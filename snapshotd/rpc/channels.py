@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 import grpc.aio
 
 from snapshotd.errors import PeerError
+from snapshotd.rpc.tls import Identity, meaning
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 
 #: One attempt to connect: a busy node takes its time.
@@ -30,26 +31,78 @@ OPTIONS = (
 )
 
 
+class Peer(NamedTuple):
+    """Whom to dial: the node that is meant, and where."""
+
+    node: str
+    address: str
+
+    def __str__(self) -> str:
+        return self.address
+
+
+class NotTrusted(PeerError):
+    """One end of a connection does not take the other for what it has to be."""
+
+
 class Channels:
-    """One channel for each address, made when first asked for."""
+    """One channel for each peer, made when first asked for."""
 
-    def __init__(self) -> None:
-        self._open: dict[str, grpc.aio.Channel] = {}
+    def __init__(self, identity: Identity | None) -> None:
+        """Dial without TLS where there is no identity to show."""
+        self._identity = identity
+        self._open: dict[Peer, grpc.aio.Channel] = {}
 
-    def to(self, address: str) -> grpc.aio.Channel:
-        channel = self._open.get(address)
+    @property
+    def authenticated(self) -> bool:
+        """Whether the other ends have proved who they are."""
+        return self._identity is not None
+
+    def to(self, peer: Peer) -> grpc.aio.Channel:
+        channel = self._open.get(peer)
         if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=OPTIONS)
-            self._open[address] = channel
+            channel = self._open[peer] = self._dial(peer)
         return channel
 
-    async def keep_only(self, addresses: set[str]) -> None:
-        """Close channels to addresses that nobody has any more."""
-        for address in set(self._open) - addresses:
-            await self._open.pop(address).close()
+    def _dial(self, peer: Peer) -> grpc.aio.Channel:
+        if self._identity is None:
+            return grpc.aio.insecure_channel(peer.address, options=OPTIONS)
+        name = self._identity.name_of(peer.node)
+        return grpc.aio.secure_channel(
+            peer.address, self._identity.channel(), options=(*OPTIONS, named(name))
+        )
+
+    @contextmanager
+    def errors(self, peer: Peer, what: str) -> Iterator[None]:
+        """As `peer_errors`; NotTrusted where it is for who the peer, or this node, is."""
+        try:
+            with peer_errors(peer.address, what):
+                yield
+        except PeerError as error:
+            cause = error.__cause__
+            name = self._identity.name_of(peer.node) if self._identity else None
+            if isinstance(cause, grpc.aio.AioRpcError):
+                means = meaning(cause.details() or "", name)
+                if means:
+                    raise NotTrusted(f"{peer.node} at {peer.address}: {means}") from cause
+            raise
 
     async def close(self) -> None:
-        await self.keep_only(set())
+        for channel in self._open.values():
+            await channel.close()
+        self._open.clear()
+
+
+def named(name: str) -> tuple[str, str]:
+    """The option of a channel whose other end must show a certificate of `name`."""
+    return ("grpc.ssl_target_name_override", name)
+
+
+def listen(server: grpc.aio.Server, address: str, identity: Identity | None) -> int:
+    """Open a TCP port; returns it. Raises RuntimeError where it cannot be bound."""
+    if identity is None:
+        return server.add_insecure_port(address)
+    return server.add_secure_port(address, identity.server())
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from snapshotd.metadata import Orders, SlotFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, peer_errors
 from snapshotd.rpc.checks import malformed
-from snapshotd.rpc.convert import orders_from, slot_from, slot_to
+from snapshotd.rpc.convert import slot_from, slot_to
+from snapshotd.rpc.memo import OrdersIn
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
@@ -131,11 +132,11 @@ class Link:
             PeerError: always, in the end: the link broke off.
         """
         call = node_pb2_grpc.LocalStub(self._channel).Link()
-        pump = asyncio.create_task(self._pump(call))
+        pump, orders = asyncio.create_task(self._pump(call)), OrdersIn()
         try:
             with peer_errors(self._address, "the link to the supervisor"):
                 while (message := await call.read()) is not grpc.aio.EOF:
-                    on_orders(orders_from(message))
+                    on_orders(orders.orders(message))
             raise PeerError("the supervisor ended the link")
         finally:
             pump.cancel()

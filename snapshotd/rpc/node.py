@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Any, Protocol
 
 import grpc
 import grpc.aio
@@ -14,8 +14,10 @@ from snapshotd.core.membership import Refusal
 from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdError
 from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.block_service import status_of
-from snapshotd.rpc.channels import OPTIONS, Channels, peer_errors
-from snapshotd.rpc.convert import node_from, node_to
+from snapshotd.rpc.channels import OPTIONS, Channels, NotTrusted, Peer, listen
+from snapshotd.rpc.convert import node_to
+from snapshotd.rpc.memo import FactsIn, FactsOut
+from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 
@@ -44,8 +46,10 @@ class Supervised(Protocol):
 class NodeService(node_pb2_grpc.NodeServicer):
     """Translates calls to the supervisor; refuses what cannot be understood."""
 
-    def __init__(self, supervisor: Supervised) -> None:
+    def __init__(self, supervisor: Supervised, callers: Callers) -> None:
         self._supervisor = supervisor
+        self._callers = callers
+        self._in, self._out = FactsIn(), FactsOut()
 
     async def Exchange(  # noqa: N802  # the name in the .proto
         self,
@@ -53,33 +57,38 @@ class NodeService(node_pb2_grpc.NodeServicer):
         context: grpc.aio.ServicerContext[pb.NodeFacts, pb.NodeFacts],
     ) -> pb.NodeFacts:
         try:
-            refusal = self._supervisor.hear(node_from(request))
+            facts = self._in.facts(request)
+            self._callers.check(context, facts.node)
+            refusal = self._supervisor.hear(facts)
         except SnapshotdError as error:
             await context.abort(*status_of(error))
         if refusal is not None:
             fatal = ((FATAL_KEY, "1"),) if refusal.fatal else ()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.reason, fatal)
-        return node_to(self._supervisor.facts())
+        return self._out.message(self._supervisor.facts())
 
     async def Status(  # noqa: N802  # the name in the .proto
         self,
         request: pb.StatusRequest,  # noqa: ARG002  # empty
-        context: grpc.aio.ServicerContext[pb.StatusRequest, pb.NodeStatus],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[pb.StatusRequest, pb.NodeStatus],
     ) -> pb.NodeStatus:
+        await self._check(context)
         return self._supervisor.status()
 
     async def Inventory(  # noqa: N802  # the name in the .proto
         self,
         request: pb.InventoryRequest,  # noqa: ARG002  # empty
-        context: grpc.aio.ServicerContext[pb.InventoryRequest, pb.NodeFacts],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[pb.InventoryRequest, pb.NodeFacts],
     ) -> pb.NodeFacts:
+        await self._check(context)
         return node_to(self._supervisor.facts())
 
     async def Plan(  # noqa: N802  # the name in the .proto
         self,
         request: pb.PlanRequest,
-        context: grpc.aio.ServicerContext[pb.PlanRequest, pb.PlanReply],  # noqa: ARG002
+        context: grpc.aio.ServicerContext[pb.PlanRequest, pb.PlanReply],
     ) -> pb.PlanReply:
+        await self._check(context)
         return self._supervisor.plan(request.job)
 
     async def Drop(  # noqa: N802  # the name in the .proto
@@ -87,25 +96,35 @@ class NodeService(node_pb2_grpc.NodeServicer):
         request: pb.DropRequest,
         context: grpc.aio.ServicerContext[pb.DropRequest, pb.DropReply],
     ) -> pb.DropReply:
+        await self._check(context)
         try:
             return pb.DropReply(freed_bytes=self._supervisor.drop(request.job))
         except SnapshotdError as error:
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, str(error))
             raise
 
+    async def _check(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        """An operator may be anybody of the cluster."""
+        try:
+            self._callers.check(context)
+        except SnapshotdError as error:
+            await context.abort(*status_of(error))
+
 
 class NodeServer:
     """The gRPC server of a supervisor: node service, health, reflection."""
 
-    def __init__(self, supervisor: Supervised) -> None:
+    def __init__(self, supervisor: Supervised, identity: Identity | None) -> None:
+        self._identity = identity
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
-        node_pb2_grpc.add_NodeServicer_to_server(NodeService(supervisor), self._server)
+        service = NodeService(supervisor, Callers(identity))
+        node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (NODE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
 
-    async def start(self, listen: str) -> None:
+    async def start(self, address: str) -> None:
         """Bind and serve.
 
         Raises:
@@ -113,10 +132,10 @@ class NodeServer:
         """
         await self.set_health(serving=False)
         try:
-            self._server.add_insecure_port(listen)
+            listen(self._server, address, self._identity)
         except RuntimeError as error:
             raise ConfigError(
-                f"cannot listen on {listen}: {error}",
+                f"cannot listen on {address}: {error}",
                 "Set `listen` to an address of this node whose port is free",
             ) from error
         await self._server.start()
@@ -143,17 +162,19 @@ class RefusedByPeer(PeerError):
 
 
 async def exchange(
-    channels: Channels, address: str, facts: pb.NodeFacts, timeout_s: float
+    channels: Channels, peer: Peer, facts: pb.NodeFacts, timeout_s: float, answers: FactsIn
 ) -> NodeFacts:
-    """Give a peer our facts and get its own.
+    """Give a peer our facts and get its own, read by `answers`.
 
     Raises:
         RefusedByPeer: it does not take them. PeerError: it cannot be reached.
     """
-    stub = node_pb2_grpc.NodeStub(channels.to(address))
+    stub = node_pb2_grpc.NodeStub(channels.to(peer))
     try:
-        with peer_errors(address, "exchanging facts"):
+        with channels.errors(peer, "exchanging facts"):
             reply: pb.NodeFacts | None = await stub.Exchange(facts, timeout=timeout_s)
+    except NotTrusted as error:
+        raise RefusedByPeer(str(error), fatal=False) from error
     except PeerError as error:
         cause = error.__cause__
         if (
@@ -165,8 +186,11 @@ async def exchange(
             raise RefusedByPeer(cause.details() or "refused", fatal=fatal) from error
         raise
     if reply is None:  # what gRPC gives for bytes that are no message
-        raise PeerError(f"{address} sent what is no message of snapshotd")
+        raise PeerError(f"{peer} sent what is no message of snapshotd")
     try:
-        return node_from(reply)
+        told = answers.facts(reply)
     except RequestError as error:
-        raise PeerError(f"{address} sent facts that make no sense: {error.what}") from error
+        raise PeerError(f"{peer} sent facts that make no sense: {error.what}") from error
+    if channels.authenticated and told.node != peer.node:
+        raise PeerError(f"{peer.node} at {peer} sent facts of {told.node!r}")
+    return told

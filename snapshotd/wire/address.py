@@ -35,6 +35,15 @@ def _check_host(host: str) -> None:
         raise BadAddress(f"{host} stands for every interface, and no other node can dial that")
 
 
+def is_loopback(address: str) -> bool:
+    """Whether only this machine can dial host:port. Another name than localhost may be dialled."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
 def check_address(address: str) -> str:
     """Accept `address` unchanged, or say what is wrong with it.
 

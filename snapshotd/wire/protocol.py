@@ -38,6 +38,9 @@ MAX_JOBS: Final = 1 << 14
 #: Name of the supervisor's socket for trainers, inside the run directory.
 FRONT_SOCKET: Final = "trainers.sock"
 
+#: Name of the file in the run directory that tells commands which certificate to show.
+TLS_FILE: Final = "tls.json"
+
 
 def trainer_lock_name(slot: int) -> str:
     """File in the run directory that a living trainer of `slot` holds a POSIX record lock on."""

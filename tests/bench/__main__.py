@@ -6,7 +6,17 @@ import argparse
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from tests.bench import capture, coding, daemon, limits
+from tests.bench import (
+    capture,
+    coding,
+    daemon,
+    growth,
+    limits,
+    memory,
+    planes,
+    protect,
+    recover,
+)
 from tests.bench.harness import MIB, Scale, Table, report
 
 BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
@@ -14,6 +24,11 @@ BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
     "coding": coding.run,
     "daemon": daemon.run,
     "capture": capture.run,
+    "planes": planes.run,
+    "protect": protect.run,
+    "recover": recover.run,
+    "memory": memory.run,
+    "growth": growth.run,
 }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from snapshotd.coding.codec import ZfecCodec
-from tests.bench import coding, daemon, limits
+from tests.bench import coding, daemon, growth, limits, memory, planes, protect, recover
 from tests.bench.harness import TINY, Scale, report
 
 needs_isal = pytest.mark.skipif(
@@ -18,13 +18,30 @@ needs_isal = pytest.mark.skipif(
 
 @pytest.mark.parametrize(
     "bench",
-    [pytest.param(limits, marks=needs_isal), pytest.param(coding, marks=needs_isal), daemon],
+    [
+        pytest.param(limits, marks=needs_isal),
+        pytest.param(coding, marks=needs_isal),
+        daemon,
+        planes,
+        protect,
+        recover,
+        memory,
+        growth,
+    ],
     ids=lambda bench: bench.__name__,
 )
 def test_it_runs(
     bench, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(daemon, "NODES", (2,))
+    monkeypatch.setattr(protect, "PARITIES", (2,))
+    for name, least in (("NODES", (2, 3)), ("SIZES_MIB", (1, 2)), ("TENSORS", (8, 16))):
+        monkeypatch.setattr(growth, name, least)
+    for name, least in (("SIZES", (1,)), ("MOST_REPEATS", 1)):
+        monkeypatch.setattr(recover, name, least)
+    monkeypatch.setattr(memory, "NODES", 2)
+    monkeypatch.setattr(growth, "LOOK_S", 0.1)
+    monkeypatch.setattr(growth, "PLOTS", tmp_path / "growth.png")
     path = tmp_path / "bench.json"
     report(bench.run(TINY), path)
     written = json.loads(path.read_text())

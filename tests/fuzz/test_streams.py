@@ -11,6 +11,8 @@ from snapshotd.core.trust import FIRST_PAUSE_S, Misdeed
 from snapshotd.errors import DamagedBytes, PeerError
 from snapshotd.flow.transfer import Transfers
 from snapshotd.rpc.block_service import BlocksService
+from snapshotd.rpc.framing import parse_request
+from snapshotd.rpc.tls import Callers
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.fuzz.room import HERE, VERSION, Memory, orders, room, run
 from tests.fuzz.targets import blocks as fuzz
@@ -68,7 +70,7 @@ WRONG = [
 
 async def stream(parts: list[Any]) -> Any:
     for part in parts:
-        yield part if part is not None else b"garbage"
+        yield parse_request(part.SerializeToString()) if part is not None else b"garbage"
 
 
 async def refused(service: BlocksService, parts: list[Any]) -> str:
@@ -84,7 +86,7 @@ def test_a_wrong_stream(parts: list[Any], misdeed: Misdeed, what: str) -> None:
     async def act(memory: Memory) -> None:
         await memory.vault.adopt()
         memory.machine.orders = orders()
-        service = BlocksService(memory.vault, memory.intake, "test", 5.0)
+        service = BlocksService(memory.vault, memory.intake, "test", 5.0, Callers(None))
         assert what in await refused(service, parts)
         (held,) = memory.conduct._trust.accusations(0.0)
         assert (held.node, held.what, held.count) == ("n1", misdeed.value, 1)

@@ -20,6 +20,7 @@ import psutil
 
 from snapshotd.errors import PeerError
 from snapshotd.rpc.operator import fetch_status
+from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.wire.v1 import node_pb2 as pb
 
 PORT = 7070
@@ -52,6 +53,7 @@ class Node:
     config: Path
     log: Path
     environ: Mapping[str, str] = field(default_factory=dict)
+    identity: Identity | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -84,7 +86,7 @@ class Node:
         return True
 
     def status(self) -> pb.NodeStatus:
-        return fetch_status(self.address, timeout_s=5.0)
+        return fetch_status(self.address, timeout_s=5.0, identity=self.identity)
 
     def smp_pids(self) -> list[int]:
         if self.process is None or not psutil.pid_exists(self.process.pid):
@@ -140,7 +142,13 @@ class Cluster:
         # Its own among all clusters of this process, and most likely of all test runs.
         self._subnet = f"127.{64 + os.getpid() % 128}.{next(_clusters) % 250}"
 
-    def node(self, name: str, seeds: list[str] | None = None, **settings: object) -> Node:
+    def node(
+        self,
+        name: str,
+        seeds: list[str] | None = None,
+        tls: TlsFiles | None = None,
+        **settings: object,
+    ) -> Node:
         """Make a node, not yet started; it knows all nodes made so far, or the seeds given."""
         number = len(self.nodes) + 1
         root = self.root / name
@@ -155,7 +163,11 @@ class Cluster:
         )
         known = self.nodes.values() if seeds is None else [self.nodes[s] for s in seeds]
         self.nodes[name] = made
-        made.config.write_text(self._toml(made, [*known], settings))
+        text = self._toml(made, [*known], settings)
+        if tls:
+            text += f'[tls]\nca = "{tls.ca}"\ncert = "{tls.cert}"\nkey = "{tls.key}"\n'
+            made.identity = Identity.load(tls, "test")
+        made.config.write_text(text)
         return made
 
     def _toml(self, node: Node, seeds: list[Node], settings: dict[str, object]) -> str:

@@ -18,10 +18,10 @@ import snapshotd
 from snapshotd.cli import main, split
 from snapshotd.cli.gc import collect
 from snapshotd.cli.options import ADDRESS_FILE
-from snapshotd.cli.render import in_bytes
 from snapshotd.cli.run import start_and_run
 from snapshotd.cli.sidecar import Sidecar, is_served
 from snapshotd.cli.signals import BorrowedSignals
+from snapshotd.cli.units import in_bytes
 from snapshotd.errors import SnapshotdError
 from snapshotd.memory.locks import DirectoryLock
 from snapshotd.wire.v1 import node_pb2 as pb

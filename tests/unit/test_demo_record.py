@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
+
 import pytest
 
 from snapshotd_client.demo.faults import FAULTS, default_faults, fault_steps
 from snapshotd_client.demo.journal import Event, Kind
-from snapshotd_client.demo.record import Disagreement, Record, loss_curve
+from snapshotd_client.demo.record import Disagreement, Record, Times, loss_curve
 
 
 def _event(kind: Kind, rank: int, time_s: float, **facts) -> Event:
@@ -55,6 +57,29 @@ def test_recovery_needs_all_ranks_and_new_progress() -> None:
     assert (recovery.decoded_bytes, recovery.copied_bytes) == (10, 5)
     assert recovery.moved_ranks == 1
     assert recovery.first_new_time_s == 10.0
+
+
+def test_times_add_up_to_the_whole() -> None:
+    record = _record(
+        *BEFORE,
+        _event(Kind.UP, 0, 7.0),  # of a start that came to nothing
+        *(Event(Kind.UP, rank, "n0", 200 + rank, 8.0 + rank) for rank in (0, 1)),
+        Event(
+            Kind.READY, 0, "n0", 200, 15.0, 2, tier="group", waited_s=4.0, staged_s=0.5,
+            loaded_s=1.0,
+        ),
+        Event(
+            Kind.READY, 1, "n0", 201, 15.5, 2, tier="group", waited_s=3.0, staged_s=2.0,
+            loaded_s=1.5,
+        ),
+        _event(Kind.STEP, 0, 18.0, step=4),
+    )  # fmt: skip
+    recovery = record.recovery(FAULT_S, 3)
+    assert recovery is not None
+    assert recovery.times == Times(
+        detection=3.0, rendezvous=2.0, plan=1.0, rebuild=2.0, load=1.5, steps=2.5
+    )
+    assert sum(astuple(recovery.times)) == recovery.first_new_time_s - FAULT_S
 
 
 def test_a_step_that_ends_after_the_fault_without_a_restart_is_no_recovery() -> None:

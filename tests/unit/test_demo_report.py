@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
-from snapshotd_client.demo.record import Outcome
-from snapshotd_client.demo.report import RunReport, draw_curves, fault_table, write_numbers
+from snapshotd_client.demo.record import Outcome, Times
+from snapshotd_client.demo.report import (
+    RunReport,
+    draw_curves,
+    fault_table,
+    times_table,
+    write_numbers,
+)
 
 OUTCOME = Outcome(
     run="m2",
@@ -23,6 +30,7 @@ OUTCOME = Outcome(
     decoded_bytes=9_771_277,
     copied_bytes=55,
     remark="4 ranks came up on other nodes",
+    times=Times(2.11, 3.22, 0.33, 0.44, 0.55, 5.69),
 )
 CURVE = [(1000.0 + step, step, 5.0 - step) for step in range(4)]
 
@@ -34,6 +42,16 @@ def test_table_has_every_fact() -> None:
     facts = (OUTCOME.run, OUTCOME.fault, OUTCOME.lost, OUTCOME.remark, "12.3 s", "9,771,277", "55")
     assert all(fact in text for fact in facts)
     assert " 3 " in text
+
+
+def test_times_are_of_the_faults_that_stopped_the_job() -> None:
+    shown = io.StringIO()
+    went_on = replace(OUTCOME, fault="daemon killed in step 9", times=None)
+    Console(width=240, file=shown).print(times_table([OUTCOME, went_on]))
+    text = shown.getvalue()
+    assert all(part in text for part in ("2.11", "3.22", "0.33", "0.44", "0.55", "5.69", "12.34"))
+    assert OUTCOME.fault in text
+    assert went_on.fault not in text
 
 
 def test_picture_is_drawn(tmp_path: Path) -> None:

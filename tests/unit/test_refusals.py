@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from snapshotd.errors import RequestError
-from snapshotd.metadata import Decision, DecisionId, RefusalKind
+from snapshotd.metadata import Decision, DecisionId, Group, Home, Member, RefusalKind
 from snapshotd.rpc.convert import decision_from, decision_to
 from snapshotd_client import CannotProtect, Refused, SnapshotLost, WorldChanged
 from snapshotd_client.asking import refusal_of
@@ -22,7 +22,8 @@ def test_the_kind_survives_the_wire(kind: RefusalKind) -> None:
 
 
 def test_other_outcomes_have_no_kind() -> None:
-    fresh = Decision(DecisionId(3, "a"), "job", 1, (), ("t0",))
+    alone = Group((Member(0, Home("a", 0)),), 0)
+    fresh = Decision(DecisionId(3, "a"), "job", 1, (alone,), ("t0",))
     assert decision_from(decision_to(fresh)) == fresh
 
 

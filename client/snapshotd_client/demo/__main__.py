@@ -31,7 +31,13 @@ from snapshotd_client.demo.inbox import Inbox
 from snapshotd_client.demo.live import Live
 from snapshotd_client.demo.processes import no_orphans
 from snapshotd_client.demo.record import Disagreement, loss_curve
-from snapshotd_client.demo.report import RunReport, draw_curves, fault_table, write_numbers
+from snapshotd_client.demo.report import (
+    RunReport,
+    draw_curves,
+    fault_table,
+    times_table,
+    write_numbers,
+)
 from snapshotd_client.demo.run import running
 
 STEPS: Final = 40
@@ -99,7 +105,9 @@ def _perform(stage: Stage, arguments: argparse.Namespace, console: Console) -> N
     write_numbers(stage.out / "report.json", [reference, *runs], compared)
     if not arguments.keep:
         _drop_final_states(stage.out)
-    console.print(fault_table([outcome for run in runs for outcome in run.outcomes]))
+    outcomes = [outcome for run in runs for outcome in run.outcomes]
+    console.print(fault_table(outcomes))
+    console.print(times_table(outcomes))
     for name, compared_bytes in compared.items():
         console.print(
             f"[bold green]{name}: all {compared_bytes:,} bytes of the final parameters, "

@@ -147,6 +147,7 @@ def _resumed(
         remark=f"{recovery.moved_ranks} ranks came up on other nodes"
         if recovery.moved_ranks
         else "",
+        times=recovery.times,
     )
 
 

@@ -34,6 +34,9 @@ class Event:
         tier: of READY: "local", "group", or "none".
         decoded_bytes: of READY: bytes of this shard rebuilt from the code.
         copied_bytes: of READY: bytes of this shard brought over whole from another node.
+        waited_s: of READY: from the question to restore to its answer.
+        staged_s: of READY: of that, to have this shard on its node, verified.
+        loaded_s: of READY: from the answer until the state was back.
         committed: of STEP: the job's restore point as this rank knows it, -1 for none.
         is_protected: of STEP: whether that point is protected within the present groups.
     """
@@ -48,6 +51,9 @@ class Event:
     tier: str = ""
     decoded_bytes: int = 0
     copied_bytes: int = 0
+    waited_s: float = 0.0
+    staged_s: float = 0.0
+    loaded_s: float = 0.0
     committed: int = -1
     is_protected: bool = False
 
@@ -69,6 +75,9 @@ class Facts(TypedDict, total=False):
     tier: str
     decoded_bytes: int
     copied_bytes: int
+    waited_s: float
+    staged_s: float
+    loaded_s: float
     committed: int
     is_protected: bool
 

@@ -18,6 +18,9 @@ class Start:
     tier: str = "none"
     decoded_bytes: int = 0
     copied_bytes: int = 0
+    waited_s: float = 0.0
+    staged_s: float = 0.0
+    loaded_s: float = 0.0
 
 
 class Protection(Protocol):
@@ -55,8 +58,15 @@ class Protected:
         restored = self._snapshotter.restore()
         if restored is None:
             return Start()
-        decoded_bytes, copied_bytes = restored.bytes_decoded, restored.bytes_copied
-        return Start(restored.step, restored.tier, decoded_bytes, copied_bytes)
+        return Start(
+            step=restored.step,
+            tier=restored.tier,
+            decoded_bytes=restored.bytes_decoded,
+            copied_bytes=restored.bytes_copied,
+            waited_s=restored.waited_s,
+            staged_s=restored.staged_s,
+            loaded_s=restored.loaded_s,
+        )
 
     def step(self, step: int, loss: float) -> None:
         self._snapshotter.step(step, loss=loss)

@@ -9,6 +9,27 @@ from snapshotd_client.demo.journal import Event, Kind
 
 
 @dataclass(frozen=True)
+class Times:
+    """Where the time went from a fault to new progress, seconds; each until the last rank has it.
+
+    Attributes:
+        detection: from the fault until new trainers run: noticed, the others ended, all started.
+        rendezvous: until they have found each other, built their state and asked to restore.
+        plan: until the daemons answer, the next part not counted.
+        rebuild: until the shard that took longest was on its node, verified.
+        load: until all have their state back.
+        steps: until a step has ended that never had before.
+    """
+
+    detection: float
+    rendezvous: float
+    plan: float
+    rebuild: float
+    load: float
+    steps: float
+
+
+@dataclass(frozen=True)
 class Outcome:
     """One row of the table: one fault and how the job came through it.
 
@@ -24,6 +45,7 @@ class Outcome:
         decoded_bytes: of lost shards, rebuilt from the code.
         copied_bytes: of shards that were whole on one node and wanted on another.
         remark: what else was seen.
+        times: what `first_new_step_s` is made of; None where the job never stopped.
     """
 
     run: str
@@ -37,6 +59,7 @@ class Outcome:
     decoded_bytes: int
     copied_bytes: int
     remark: str = ""
+    times: Times | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +72,7 @@ class Recovery:
     copied_bytes: int
     moved_ranks: int
     first_new_time_s: float
+    times: Times
 
 
 class Disagreement(Exception):
@@ -113,7 +137,29 @@ class Record:
             copied_bytes=sum(e.copied_bytes for e in starts.values()),
             moved_ranks=sum(before[rank] != e.node for rank, e in starts.items()),
             first_new_time_s=first_new.time_s,
+            times=_times(fault_s, later, [*starts.values()], first_new.time_s),
         )
+
+
+def _times(
+    fault_s: float, later: Sequence[Event], starts: Sequence[Event], first_new_s: float
+) -> Times:
+    """Of a recovery, from the last starts of all ranks."""
+    lives = {(e.rank, e.pid) for e in starts}
+    began = [e.time_s for e in later if e.kind is Kind.UP and (e.rank, e.pid) in lives]
+    up_s = max(began, default=fault_s)
+    asked_s = max(e.time_s - e.loaded_s - e.waited_s for e in starts)
+    answered_s = max(e.time_s - e.loaded_s for e in starts)
+    ready_s = max(e.time_s for e in starts)
+    rebuild_s = min(max(e.staged_s for e in starts), answered_s - asked_s)
+    return Times(
+        detection=up_s - fault_s,
+        rendezvous=asked_s - up_s,
+        plan=answered_s - asked_s - rebuild_s,
+        rebuild=rebuild_s,
+        load=ready_s - answered_s,
+        steps=first_new_s - ready_s,
+    )
 
 
 def loss_curve(events: Sequence[Event]) -> list[tuple[float, int, float]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
 
-from snapshotd_client.demo.record import Outcome
+from snapshotd_client.demo.record import Outcome, Times
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,6 +21,13 @@ _CAPTION: Final = (
     "recomputed: steps that were complete and were computed again (the interrupted one is not "
     "counted); rebuilt: decoded from the other nodes' blocks; moved: copied whole, as torchrun "
     "gave the rank to another node"
+)
+
+
+_TIMES_CAPTION: Final = (
+    "detection: until new trainers run; rendezvous: until all ask to restore; plan: until the "
+    "daemons answer, but for rebuild: the shards on their nodes, verified; load: back in the "
+    "models; steps: those computed again, and the first new one"
 )
 
 
@@ -50,6 +57,21 @@ def fault_table(outcomes: Sequence[Outcome]) -> Table:
             f"{row.copied_bytes:,}",
         )
         table.add_row(row.run, row.fault, lost, row.tier, *numbers)
+    return table
+
+
+def times_table(outcomes: Sequence[Outcome]) -> Table:
+    """Where the time went, for each fault that stopped the job."""
+    table = Table(title="From the fault to the first new step, seconds", caption=_TIMES_CAPTION)
+    parts = [field.name for field in fields(Times)]
+    table.add_column("run")
+    table.add_column("fault")
+    for part in (*parts, "in all"):
+        table.add_column(part, justify="right")
+    for row in outcomes:
+        if row.times is not None:
+            seconds = (*(getattr(row.times, part) for part in parts), row.first_new_step_s)
+            table.add_row(row.run, row.fault, *(f"{value:.2f}" for value in seconds))
     return table
 
 

@@ -131,6 +131,9 @@ def train(
         tier=restored.tier,
         decoded_bytes=restored.decoded_bytes,
         copied_bytes=restored.copied_bytes,
+        waited_s=restored.waited_s,
+        staged_s=restored.staged_s,
+        loaded_s=restored.loaded_s,
     )
     pace = threading.Event()
     for step in range(restored.step + 1, steps):

@@ -111,7 +111,7 @@ class Restore(_message.Message):
     def __init__(self, allow_fresh: bool = ...) -> None: ...
 
 class Restored(_message.Message):
-    __slots__ = ("decision", "path", "image_offset", "image_bytes", "manifest_bytes", "bytes_copied", "bytes_decoded")
+    __slots__ = ("decision", "path", "image_offset", "image_bytes", "manifest_bytes", "bytes_copied", "bytes_decoded", "staged_s")
     DECISION_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
     IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
@@ -119,6 +119,7 @@ class Restored(_message.Message):
     MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
     BYTES_DECODED_FIELD_NUMBER: _ClassVar[int]
+    STAGED_S_FIELD_NUMBER: _ClassVar[int]
     decision: _node_pb2.Decision
     path: str
     image_offset: int
@@ -126,7 +127,8 @@ class Restored(_message.Message):
     manifest_bytes: int
     bytes_copied: int
     bytes_decoded: int
-    def __init__(self, decision: _Optional[_Union[_node_pb2.Decision, _Mapping]] = ..., path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ...) -> None: ...
+    staged_s: float
+    def __init__(self, decision: _Optional[_Union[_node_pb2.Decision, _Mapping]] = ..., path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., staged_s: _Optional[float] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ()

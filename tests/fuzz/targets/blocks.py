@@ -13,6 +13,8 @@ from snapshotd.core.protection import parity_homes
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.rpc.block_service import BlocksService
 from snapshotd.rpc.convert import place_to, version_to
+from snapshotd.rpc.framing import pack_reply, parse_request
+from snapshotd.rpc.tls import Callers
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 from tests.fuzz.harness import Parts, Target
@@ -41,7 +43,7 @@ class Call:
         self.replies: list[Any] = []
 
     async def write(self, reply: Any) -> None:
-        self.replies.append(reply.SerializeToString())
+        self.replies.append(pack_reply(reply))
 
     async def abort(self, code: grpc.StatusCode, details: str = "") -> None:
         raise Aborted(code, details)
@@ -52,7 +54,7 @@ class Call:
 
 async def _stream(parts: list[Any]) -> AsyncIterator[Any]:
     for part in parts:
-        yield part
+        yield parse_request(part.SerializeToString())
 
 
 def seal(shard: int) -> seg.SealRecord:
@@ -93,7 +95,7 @@ async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
     memory.machine.orders = orders()
     for shard, image in IMAGES.items():
         await memory.seal(shard, image)
-    service = BlocksService(memory.vault, memory.intake, "test", 5.0)
+    service = BlocksService(memory.vault, memory.intake, "test", 5.0, Callers(None))
     for parts in calls:
         context = Call()
         try:

@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 from hypothesis import strategies as st
 
 from snapshotd.coding.codec import ZfecCodec
@@ -18,7 +19,9 @@ from snapshotd.errors import SnapshotdError
 from snapshotd.flow.transfer import Transfers
 from snapshotd.metadata import DataHolding, Home, ParityHolding, ParityPlace, SlotFacts
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
+from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.convert import place_to
+from snapshotd.rpc.framing import parse_reply
 from snapshotd.wire.protocol import grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -26,7 +29,6 @@ from tests.fuzz.harness import Parts, Target
 from tests.fuzz.messages import changed, messages, spoiled
 from tests.fuzz.room import GROUP, HERE, VERSION, Memory, orders, room, run, watched
 from tests.fuzz.targets.blocks import IMAGES, SIZES, seal
-from tests.fuzz.targets.facts import parsed
 
 CODEC = ZfecCodec()
 PEERS = [m.home for m in GROUP.members if m.home != HERE]
@@ -77,7 +79,10 @@ class _Reply:
         data = next(self._replies, None)
         if data is None:
             return grpc.aio.EOF
-        return parsed(pb.ReadReply, data)  # None for what is no message, as gRPC gives
+        try:
+            return parse_reply(data)
+        except DecodeError:
+            return None  # as gRPC gives
 
     def cancel(self) -> None: ...
 
@@ -103,14 +108,14 @@ class _Client(BlocksClient):
 
     def __init__(self, lie: int, replies: list[bytes]) -> None:
         self._lie, self._replies, self._calls = lie, replies, 0
-        super().__init__(None, "test", HERE, 5.0, lambda _: None, lambda _: None)
+        super().__init__(Channels(None), "test", HERE, 5.0, lambda _: None, lambda _: None)
 
-    def read(self, address: str, *arguments: Any, **facts: Any) -> BlockReader:
+    def read(self, peer: Peer, *arguments: Any, **facts: Any) -> BlockReader:
         job, _, what, offset, count = arguments[:5]
         answer: Any = _Reply(self._answers(_truth(what, offset, count)))
         self._calls += 1
         request = pb.ReadRequest(job=job, offset=offset, bytes=count)
-        return BlockReader(answer, address, request, what, 5.0, lambda _: None)
+        return BlockReader(answer, peer, self._channels, request, what, 5.0, lambda _: None)
 
     def _answers(self, truth: list[pb.ReadReply]) -> list[bytes]:
         if self._calls != self._lie:
@@ -124,9 +129,9 @@ class _Client(BlocksClient):
                 answers.append(_distorted(true, reply).SerializeToString())
         return answers
 
-    def store(self, address: str, **facts: Any) -> BlockWriter:
+    def store(self, peer: Peer, **facts: Any) -> BlockWriter:
         taker: Any = _Taker()
-        return BlockWriter(taker, pb.StoreOpening(), address, 5.0, lambda _: None)
+        return BlockWriter(taker, pb.StoreOpening(), peer, self._channels, 5.0, lambda _: None)
 
 
 def _facts() -> dict[Home, SlotFacts]:

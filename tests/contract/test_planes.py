@@ -1,0 +1,342 @@
+"""Streams of blocks, whole and broken, over every plane."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from snapshotd.coding.digest import grain_digests
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
+from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.channels import Peer
+from snapshotd.wire.protocol import TRANSFER_BYTES, grain_bytes
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2 as seg
+from tests.contract.planes import PLACE, STALL_S, VERSION, Holder, Plane, Source, planes, record_of
+
+NAMES = ["grpc", "grpc-tls"]
+LENGTHS = [0, 1, 4096, TRANSFER_BYTES - 1, TRANSFER_BYTES, 3 * TRANSFER_BYTES + 4097]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Plane]:
+    return planes(tmp_path_factory.mktemp("planes") / "ca")
+
+
+@pytest.fixture(params=NAMES)
+def plane(request: pytest.FixtureRequest, made: dict[str, Plane]) -> Plane:
+    return made[request.param]
+
+
+def bytes_of(length: int) -> bytes:
+    return (bytes(range(251)) * (length // 251 + 1))[:length]
+
+
+async def read(client: BlocksClient, peer: Peer, offset: int, count: int) -> bytes:
+    reader = client.read(peer, "job", VERSION, 0, offset, count)
+    try:
+        await reader.record()
+        got = b""
+        while len(got) < count:
+            got += await reader.chunk()
+        return got
+    finally:
+        reader.cancel()
+
+
+async def store(client: BlocksClient, peer: Peer, chunks: list[bytes], length: int) -> None:
+    writer = client.store(
+        peer,
+        job="job",
+        epoch=5,
+        version=VERSION,
+        place=PLACE,
+        image_bytes=length,
+        shard_bytes=[length, length],
+    )
+    try:
+        for chunk in chunks:
+            await writer.send(memoryview(chunk))
+        await writer.finish(seg.ParityRecord(image_bytes=length))
+    finally:
+        writer.cancel()
+
+
+def whole(image: bytes) -> list[bytes]:
+    return [image[at : at + TRANSFER_BYTES] for at in range(0, len(image), TRANSFER_BYTES)]
+
+
+# -- reading
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_whole_image(plane: Plane, length: int) -> None:
+    image = bytes_of(length)
+
+    async def act() -> None:
+        source = Source(image, record_of(image))
+        async with plane.serving(source, Holder(0)) as peer, plane.client() as client:
+            assert await read(client, peer, 0, length) == image
+            assert await client.record(peer, "job", VERSION, 0) == record_of(image)
+        assert source.sent_bytes == length
+        assert source.pinned == 0
+
+    asyncio.run(act())
+
+
+def test_ranges_of_whole_grains(plane: Plane) -> None:
+    image = bytes_of(3 * TRANSFER_BYTES + 4097)
+    grain = grain_bytes(len(image))
+
+    async def act() -> None:
+        async with (
+            plane.serving(Source(image, record_of(image)), Holder(0)) as peer,
+            plane.client() as client,
+        ):
+            last = len(image) // grain * grain
+            for start, end in ((grain, 2 * grain), (0, last), (grain, len(image)), (last, last)):
+                assert await read(client, peer, start, end - start) == image[start:end]
+            for offset, count in ((1, grain), (0, grain + 1), (0, len(image) + 1)):
+                with pytest.raises(PeerError, match=r"whole grains|were asked of an image"):
+                    await read(client, peer, offset, count)
+
+    asyncio.run(act())
+
+
+def script_of(*parts: Any, forever: bool = False, silent: bool = False) -> Any:
+    async def script() -> AsyncIterator[bytes]:
+        for part in parts:
+            yield part if isinstance(part, bytes) else part.SerializeToString()
+        while forever:
+            yield part if isinstance(part, bytes) else part.SerializeToString()
+        if silent:
+            await asyncio.Event().wait()
+
+    return script
+
+
+IMAGE = bytes_of(2 * TRANSFER_BYTES)
+RECORD = pb.ReadReply(seal=record_of(IMAGE))
+FIRST = pb.ReadReply(chunk=IMAGE[:TRANSFER_BYTES])
+FLIPPED = pb.ReadReply(chunk=bytes([IMAGE[0] ^ 1]) + IMAGE[1:TRANSFER_BYTES])
+
+LIES = {
+    "short": (script_of(RECORD, FIRST), PeerError, "ended a block early, at byte 1048576"),
+    "nothing": (script_of(), PeerError, "ended a block early, at byte 0"),
+    "no record": (script_of(FIRST), Misdeed.WRONG_STREAM, "did not begin with the record"),
+    "two records": (script_of(RECORD, RECORD), Misdeed.WRONG_STREAM, "sent 0 bytes at 0"),
+    "an endless trickle": (
+        script_of(RECORD, pb.ReadReply(chunk=b"x"), forever=True),
+        Misdeed.WRONG_STREAM,
+        "sent 1 bytes at 0",
+    ),
+    "empty chunks for ever": (
+        script_of(RECORD, pb.ReadReply(chunk=b""), forever=True),
+        Misdeed.WRONG_STREAM,
+        "sent 0 bytes at 0",
+    ),
+    "longer chunks": (
+        script_of(RECORD, pb.ReadReply(chunk=IMAGE)),
+        Misdeed.WRONG_STREAM,
+        "sent 2097152 bytes at 0",
+    ),
+    "wrong bytes": (script_of(RECORD, FLIPPED), Misdeed.WRONG_BYTES, "sent damage"),
+    "the right bytes twice": (script_of(RECORD, FIRST, FIRST), Misdeed.WRONG_BYTES, "damage"),
+    "a record of another image": (
+        script_of(pb.ReadReply(seal=record_of(IMAGE[:4096]))),
+        Misdeed.WRONG_RECORD,
+        "says that its image has 4096 bytes",
+    ),
+    "no message": (script_of(RECORD, b"\xff\xff"), Misdeed.WRONG_STREAM, "what is no message"),
+    "silence": (script_of(RECORD, FIRST, silent=True), Misdeed.STALLED, "sent nothing"),
+    "silence at once": (script_of(silent=True), Misdeed.STALLED, "sent nothing"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_source_that_lies(plane: Plane, lie: str) -> None:
+    script, wrong, what = LIES[lie]
+
+    async def act() -> None:
+        async with plane.lying(script) as peer, plane.client() as client:
+            with pytest.raises(PeerError, match=what) as caught:
+                await read(client, peer, 0, len(IMAGE))
+        if isinstance(wrong, Misdeed):
+            assert isinstance(caught.value, Misbehaved)
+            assert caught.value.misdeed == wrong
+
+    asyncio.run(act())
+
+
+def test_more_than_was_asked_for_is_not_taken(plane: Plane) -> None:
+    async def act() -> None:
+        endless = script_of(RECORD, FIRST, forever=True)
+        async with plane.lying(endless) as peer, plane.client() as client:
+            got = await read(client, peer, 0, TRANSFER_BYTES)
+        assert got == IMAGE[:TRANSFER_BYTES]
+
+    asyncio.run(act())
+
+
+def test_a_source_notices_its_own_damage(plane: Plane) -> None:
+    """It does not send what is not what it sealed, and learns of it."""
+
+    async def act() -> None:
+        damaged = IMAGE[:TRANSFER_BYTES] + bytes(TRANSFER_BYTES)
+        source = Source(damaged, record_of(IMAGE))
+        async with plane.serving(source, Holder(0)) as peer, plane.client() as client:
+            with pytest.raises(PeerError, match="differ from what was sealed"):
+                await read(client, peer, 0, len(IMAGE))
+        assert [type(e) for e in source.errors] == [DamagedBytes]
+        assert source.sent_bytes == TRANSFER_BYTES
+        assert source.pinned == 0
+
+    asyncio.run(act())
+
+
+def test_a_reader_that_goes_away(plane: Plane) -> None:
+    async def act() -> None:
+        image = bytes_of(64 * TRANSFER_BYTES)
+        source = Source(image, record_of(image))
+        async with plane.serving(source, Holder(0)) as peer, plane.client() as client:
+            reader = client.read(peer, "job", VERSION, 0, 0, len(image))
+            await reader.chunk()
+            assert source.pinned == 1
+            reader.cancel()
+            async with asyncio.timeout(20 * STALL_S):
+                await source.released.wait()
+            assert source.pinned == 0
+
+    asyncio.run(act())
+
+
+def test_a_reader_that_takes_nothing(plane: Plane) -> None:
+    """What is under way is bounded, and the segment is not kept from being freed for ever."""
+
+    async def act() -> None:
+        image = bytes_of(64 * TRANSFER_BYTES)
+        source = Source(image, record_of(image))
+        async with plane.serving(source, Holder(0)) as peer, plane.client() as client:
+            reader = client.read(peer, "job", VERSION, 0, 0, len(image))
+            await reader.chunk()
+            async with asyncio.timeout(20 * STALL_S):
+                await source.released.wait()
+            assert source.sent_bytes <= len(image) // 2
+            assert source.pinned == 0
+            reader.cancel()
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_source_that_is_killed(name: str, tmp_path: Path) -> None:
+    directory = tmp_path / "ca"
+    command = [sys.executable, "-m", "tests.contract.dying", name, str(directory)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as source:
+        address = source.stdout.readline().strip()
+
+        async def act() -> None:
+            async with reading_as(directory, name).client() as client:
+                reader = client.read(Peer("n0", address), "job", VERSION, 0, 0, 2 * TRANSFER_BYTES)
+                assert len(await reader.chunk()) == TRANSFER_BYTES
+                source.kill()
+                with pytest.raises(PeerError, match="reading a block"):
+                    await reader.chunk()
+                reader.cancel()
+
+        try:
+            asyncio.run(act())
+        finally:
+            source.kill()
+
+
+def reading_as(directory: Path, name: str) -> Plane:
+    """A plane with the identity that another process made in `directory`."""
+    from snapshotd.rpc.tls import Identity, TlsFiles
+
+    if name == "grpc":
+        return Plane(None)
+    (key,) = directory.glob("*.key")
+    files = TlsFiles(directory / "ca.pem", key.with_suffix(".pem"), key)
+    return Plane(Identity.load(files, "test", "n0"))
+
+
+# -- storing
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_a_whole_parity_block(plane: Plane, length: int) -> None:
+    image = bytes_of(length)
+
+    async def act() -> None:
+        source, holder = Source(b"", record_of(b"")), Holder(length)
+        async with plane.serving(source, holder) as peer, plane.client() as client:
+            await store(client, peer, whole(image), length)
+        assert holder.ends.get_nowait() == (image, grain_digests(memoryview(image)))
+        assert source.received_bytes == length
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize(
+    ("chunks", "what"),
+    [
+        (whole(IMAGE)[:1], "ended after 1048576 of 2097152"),
+        ([*whole(IMAGE), b"x"], "unexpected part behind 2097152 of"),
+        ([b""], "unexpected part behind 0 of"),
+        ([IMAGE[:4096]], "4096 bytes where 1048576 were expected"),
+        ([IMAGE], "2097152 bytes where 1048576 were expected"),
+    ],
+    ids=["short", "too much", "empty", "a trickle", "longer chunks"],
+)
+def test_a_sender_that_lies(plane: Plane, chunks: list[bytes], what: str) -> None:
+    async def act() -> None:
+        source, holder = Source(b"", record_of(b"")), Holder(len(IMAGE))
+        async with plane.serving(source, holder) as peer, plane.client() as client:
+            # gRPC may tell the sender no more than that the stream broke off under its hands.
+            with pytest.raises(PeerError, match="storing a parity block"):
+                await store(client, peer, chunks, len(IMAGE))
+        error = holder.ends.get_nowait()
+        assert isinstance(error, Misbehaved)
+        assert error.misdeed == Misdeed.WRONG_STREAM
+        assert what in str(error)
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("leaves", [True, False], ids=["goes away", "stalls"])
+def test_a_sender_that_ends_nothing(plane: Plane, leaves: bool) -> None:
+    """The buffer is free again."""
+
+    async def act() -> None:
+        source, holder = Source(b"", record_of(b"")), Holder(len(IMAGE))
+        async with plane.serving(source, holder) as peer, plane.client() as client:
+            writer = client.store(
+                peer,
+                job="job",
+                epoch=5,
+                version=VERSION,
+                place=PLACE,
+                image_bytes=len(IMAGE),
+                shard_bytes=[len(IMAGE)] * 2,
+            )
+            await writer.send(memoryview(IMAGE)[:TRANSFER_BYTES])
+            await holder.opened.wait()
+            if leaves:
+                writer.cancel()
+            async with asyncio.timeout(20 * STALL_S):
+                ended = await holder.ends.get()
+            assert isinstance(ended, BaseException)
+            if not leaves:
+                assert isinstance(ended, Misbehaved)
+                assert ended.misdeed == Misdeed.STALLED
+            writer.cancel()
+
+    asyncio.run(act())

@@ -1,0 +1,15 @@
+"""The figures for thousands of nodes come from a snapshot that the board really commits."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.sim import scale
+
+
+@pytest.mark.parametrize("nodes", [8, 27])
+def test_a_snapshot_is_committed_and_every_message_counted(nodes: int) -> None:
+    outcome = scale.measure(nodes, samples=4)
+    assert outcome.messages == 2 * (nodes - 1)
+    assert outcome.network_s <= outcome.batched_s <= outcome.each_s
+    assert 0 < outcome.decision_bytes < outcome.message_bytes
