@@ -101,6 +101,7 @@ class _Ranks:
                 local_rank=0,
                 run_dir=node.run_dir,
                 max_stall_s=PATIENCE_S,
+                overlap="off",  # so that it is written when step() returns
             )
             for rank, (node, state) in enumerate(zip(nodes, self._states, strict=True))
         ]
