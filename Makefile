@@ -15,7 +15,7 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test sim sim-scale chaos fuzz bench bench-peers check proto proto-check clean
+.PHONY: help venv demo test sim sim-scale chaos fuzz bench bench-peers gpu-check check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
@@ -26,6 +26,7 @@ help:
 	@echo "make chaos MINUTES=60 [SEED=n]   a job trains while everything around it fails"
 	@echo "make fuzz MINUTES=60   hostile input, from new seeds; what fails joins the corpus"
 	@echo "make bench [ONLY=part]   what it costs, as ratios to limits of this machine; JSON in bench.json"
+	@echo "make gpu-check   tests and costs of state on a CUDA device, where there is one"
 	@echo "make check   formatting, lint, types, import rules, generated code"
 	@echo "make proto   generate snapshotd/wire/v1 from proto/"
 	@echo "make clean   remove the virtual environments and caches"
@@ -74,6 +75,14 @@ fuzz: venv
 
 bench: venv
 	$(BIN)/python -m tests.bench --only '$(ONLY)' --json bench.json
+
+# On a machine with a CUDA device. GPU_PYTHON: an interpreter that has all it takes, where .venv is
+# not to be made.
+GPU_PYTHON ?= $(BIN)/python
+gpu-check: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),venv)
+	$(GPU_PYTHON) -c 'import sys, torch; torch.cuda.is_available() or sys.exit("no CUDA device is here")'
+	PYTHONPATH=.:client $(GPU_PYTHON) -m pytest -m gpu tests
+	PYTHONPATH=.:client $(GPU_PYTHON) -m tests.bench --only gpu --json bench-gpu.json
 
 # PEERBENCH: the directory of that harness; ARGS: its own, such as --peers snapshotd,dcp
 PEERBENCH ?= ../shared/peerbench

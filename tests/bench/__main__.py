@@ -10,6 +10,7 @@ from tests.bench import (
     capture,
     coding,
     daemon,
+    gpu,
     growth,
     limits,
     memory,
@@ -29,6 +30,7 @@ BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
     "recover": recover.run,
     "memory": memory.run,
     "growth": growth.run,
+    "gpu": gpu.run,
 }
 
 

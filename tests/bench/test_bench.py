@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from snapshotd.coding.codec import ZfecCodec
-from tests.bench import coding, daemon, growth, limits, memory, planes, protect, recover
+from tests.bench import coding, daemon, gpu, growth, limits, memory, planes, protect, recover
 from tests.bench.harness import TINY, Scale, report
 
 needs_isal = pytest.mark.skipif(
@@ -61,3 +62,13 @@ def test_ratios_are_of_the_same_bytes() -> None:
     stripe.parity[:] = 0
     coding._encoding(codec, stripe, 256 << 10)()
     assert stripe.parity.tobytes() == raw
+
+
+def test_what_is_measured_on_a_gpu_runs_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, least in (("STEPS", 2), ("TURNS", 1), ("WARM_UP", 1), ("VOCABULARY", 16)):
+        monkeypatch.setattr(gpu, name, least)
+    (row,) = gpu.copy(TINY.bytes, TINY.repeats, torch.device("cpu")).rows
+    assert row["of_limit"] > 0
+    rows = gpu.training(torch.device("cpu"), (1, 64, 64, 16)).rows
+    assert [row["snapshot"] for row in rows] == ["never", "each 10 steps", "each 1 steps"]
+    assert all(row["step_ms"] > 0 for row in rows)
