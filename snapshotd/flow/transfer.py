@@ -64,6 +64,23 @@ class _Lane:
         return memoryview(b"".join((chunk, _ZEROS[: count - len(chunk)])))
 
 
+async def _gathered(lanes: Sequence[_Lane], count: int) -> list[memoryview]:
+    """The next `count` bytes of each block; none where nothing follows."""
+    if not count:
+        return []
+    blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
+    point("smp.encode.gathered")
+    return blocks
+
+
+async def _forwarded(writers: Mapping[int, BlockWriter], blocks: Mapping[int, memoryview]) -> None:
+    async def one(row: int) -> None:
+        await writers[row].send(blocks[row])
+        point("smp.encode.forwarded")
+
+    await asyncio.gather(*map(one, writers))
+
+
 class Transfers:
     """Carries out encodes, copies and decodes for one slot."""
 
@@ -152,17 +169,17 @@ class Transfers:
     ) -> dict[int, bytes]:
         """Run the stripe through the code; returns the digests of each row.
 
-        Our own row is coded where it stays; the others in memory that every chunk uses anew.
+        Our own row is coded where it stays; the others in memory that every chunk uses anew. While
+        a chunk of them is sent the next one of the blocks comes in.
         """
         digests = dict.fromkeys(task.rows, b"")
         places = {row: memoryview(bytearray(min(length, TRANSFER_BYTES))) for row in writers}
         with own.image(length) if own is not None else nullcontext() as image:
             if image is not None:
                 places.update((row, image) for row in task.rows if row not in writers)
+            blocks = await _gathered(lanes, min(length, TRANSFER_BYTES))
             for at in range(0, length, TRANSFER_BYTES):
                 count = min(TRANSFER_BYTES, length - at)
-                blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
-                point("smp.encode.gathered")
                 with ExitStack() as views:
                     out = {}
                     for row, place in places.items():
@@ -170,11 +187,12 @@ class Transfers:
                         out[row] = views.enter_context(place[start : start + count])
                     found = await to_the_end(self._code_chunk, task.group, blocks, out, length)
                     point("smp.encode.coded")
-                    for row, block in out.items():
-                        digests[row] += found[row]
-                        if row in writers:
-                            await writers[row].send(block)
-                            point("smp.encode.forwarded")
+                    for row, digest in found.items():
+                        digests[row] += digest
+                    following = min(TRANSFER_BYTES, length - at - count)
+                    blocks, _ = await asyncio.gather(
+                        _gathered(lanes, following), _forwarded(writers, out)
+                    )
         return digests
 
     def _code_chunk(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from snapshotd.wire.protocol import HEADER_BYTES
 from snapshotd.wire.segment import decode_header
@@ -132,6 +134,16 @@ def _free_bytes(where: Path) -> int:
     return stat.f_bavail * stat.f_frsize
 
 
+def train_grown(job: Job, steps: int) -> None:
+    """Train with more to capture than memory was made ready for when the trainer attached."""
+    for _ in range(steps):
+        for rank in job.ranks:
+            rank.train()
+            assert rank.snap is not None
+            rank.snap.step(job.next_step, more=torch.zeros(1 << 20))
+        job.next_step += 1
+
+
 def test_a_full_and_a_read_only_tmpfs(shared: Cluster, tiny: Path) -> None:
     node = alone(shared, shm_dir=str(tiny / "segments"))
     with pytest.raises(Refused) as caught:
@@ -140,13 +152,14 @@ def test_a_full_and_a_read_only_tmpfs(shared: Cluster, tiny: Path) -> None:
     assert "tmpfs of shm_dir has" in caught.value.what
     assert "mount -o remount,size=" in caught.value.remedy
     remount(tiny, "size=16m")
-    job = Job([(node, 0)], "full")
+    job = Job([(node, 0)], "full", overlap="off")
     job.restore()
+    job.train_protected(1)
     smps = node.smp_pids()
     ballast = tiny / "ballast"
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, _free_bytes(tiny))
-    job.train(2)
+    train_grown(job, 2)
     said = job.ranks[0].snap.status()
     assert (said.skipped, "do not fit" in said.why_not) == (2, True), said
     assert "enlarge that tmpfs" in said.why_not
@@ -177,16 +190,17 @@ def test_a_budget_that_is_too_small_from_the_start(shared: Cluster) -> None:
 
 def test_a_budget_that_is_used_up_later(shared: Cluster) -> None:
     node = alone(shared, memory_budget="16MiB")
-    job = Job([(node, 0)], "later")
+    job = Job([(node, 0)], "later", overlap="off")
     job.restore()
+    job.train_protected(1)
     ballast = node.shm_dir / "slot-9" / "data-0.seg"
     ballast.parent.mkdir()
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, 16 << 20)
-    job.train(3)
+    train_grown(job, 3)
     said = job.ranks[0].snap.status()
     assert said.skipped == 3
-    assert "budget 16777216, in use 16777216" in said.why_not
+    assert re.search(r"needs \d+ bytes, budget 16777216, in use \d{8}\b", said.why_not)
     assert "raise memory_budget" in said.why_not
     ballast.unlink()
     job.train_until_protected()
