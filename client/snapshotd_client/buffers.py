@@ -22,6 +22,7 @@ _Identity = tuple[int, int, int]
 
 #: mmap.MADV_POPULATE_WRITE, which Python does not name. Linux 5.14 and later.
 _MADV_POPULATE_WRITE: Final = 23
+_SLICE_BYTES: Final = 256 << 20
 
 
 class _Mapped:
@@ -34,14 +35,18 @@ class _Mapped:
         self.target = Target(torch.frombuffer(self._mapping, dtype=torch.uint8)[offset:])
         self._locked: list[int] = []
 
-    def make_ready(self, load: Load) -> None:
+    def make_ready(self, load: Load, enough: Callable[[], bool]) -> None:
         """Have all pages in this process's tables, and page-locked where CUDA is in use.
 
         Where the kernel cannot, the first copy is slower.
         """
         address, length = self.target.image.data_ptr() - self.offset, len(self._mapping)
-        # Not mmap.madvise, which holds the interpreter lock.
-        _madvise(address, length, _MADV_POPULATE_WRITE)
+        for start in range(0, length, _SLICE_BYTES):
+            if enough():
+                return
+            # Not mmap.madvise, which holds the interpreter lock.
+            count = min(_SLICE_BYTES, length - start)
+            _madvise(address + start, count, _MADV_POPULATE_WRITE)
         if cuda.in_use() and not self._locked:
             self._locked = cuda.lock_pages(address, length)
         self.target.expect(load)
@@ -78,9 +83,13 @@ class Buffers:
             raise OSError(f"{path} has no room for {length} bytes at {offset}")
         return mapped.target
 
-    def make_ready(self, path: str, offset: int, load: Load) -> None:
-        """Do for a segment now what would make its first copy of `load` slow. Raises OSError."""
-        self._get(path, offset).make_ready(load)
+    def make_ready(self, path: str, offset: int, load: Load, enough: Callable[[], bool]) -> None:
+        """Do for a segment now what would make its first copy of `load` slow, or some of it.
+
+        Raises:
+            OSError: as `target`. ValueError: the load does not fit.
+        """
+        self._get(path, offset).make_ready(load, enough)
 
     def _get(self, path: str, offset: int) -> _Mapped:
         status = os.stat(path)  # noqa: PTH116  # a plain path, once a step

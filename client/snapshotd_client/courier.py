@@ -6,8 +6,17 @@ import os
 import threading
 import weakref
 from queue import SimpleQueue
+from typing import Protocol
 
-from snapshotd_client.flight import Flight
+
+class Errand(Protocol):
+    """What the thread does: a flight, or what makes ready for it."""
+
+    def fly(self) -> None:
+        """All of it."""
+
+    def abandon(self) -> None:
+        """End it soon."""
 
 
 class Courier:
@@ -26,10 +35,10 @@ class Courier:
         """Whether this is the process it was made in: a fork has its objects, and no thread."""
         return self._process == os.getpid()
 
-    def take(self, flight: Flight) -> None:
+    def take(self, errand: Errand) -> None:
         """Fly it on the thread."""
         self.start()
-        self._post.give(flight)
+        self._post.give(errand)
 
     def start(self) -> None:
         """Have the thread ready."""
@@ -51,27 +60,26 @@ class _Post:
     """What courier and thread share."""
 
     def __init__(self) -> None:
-        self._flights: SimpleQueue[Flight | None] = SimpleQueue()
-        self._newest: weakref.ref[Flight] | None = None
+        self._errands: SimpleQueue[Errand | None] = SimpleQueue()
+        self._given: weakref.WeakSet[Errand] = weakref.WeakSet()
 
-    def give(self, flight: Flight) -> None:
-        self._newest = weakref.ref(flight)
-        self._flights.put(flight)
+    def give(self, errand: Errand) -> None:
+        self._given.add(errand)
+        self._errands.put(errand)
 
     def serve(self) -> None:
         while self._fly_next():
             pass
 
     def _fly_next(self) -> bool:
-        # In a function of its own, so that a thread that waits holds on to no flight.
-        flight = self._flights.get()
-        if flight is None:
+        # In a function of its own, so that a thread that waits holds on to no errand.
+        errand = self._errands.get()
+        if errand is None:
             return False
-        flight.fly()
+        errand.fly()
         return True
 
     def end(self) -> None:
-        flight = self._newest() if self._newest is not None else None
-        if flight is not None:
-            flight.abandon()
-        self._flights.put(None)
+        for errand in list(self._given):
+            errand.abandon()
+        self._errands.put(None)

@@ -24,6 +24,7 @@ from snapshotd_client.flight import Cargo, Flight
 from snapshotd_client.identity import Identity
 from snapshotd_client.layout import Layout
 from snapshotd_client.overlap import Watch
+from snapshotd_client.readying import Readying
 from snapshotd_client.staging import Staging
 from snapshotd_client.trained import trained_ranges
 
@@ -72,6 +73,7 @@ class Handover:
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
         self._planned: tuple[Layout, list[segment_pb2.StorageExtent]] | None = None
         self._flight: Flight | None = None
+        self._readying: Readying | None = None
         self._courier = Courier()
         self._overlap = overlap == "on"
         self._torn_in_a_row = 0
@@ -89,25 +91,27 @@ class Handover:
         """Whether a snapshot is on its way, and the channel in its hands."""
         return self._flight is not None and not self._flight.done.is_set()
 
-    def make_ready(self, segments: Sequence[tuple[str, int]]) -> None:
+    def make_ready(self, segments: Sequence[tuple[str, int]], *, at_once: bool) -> None:
         """Do now what the first snapshot would do: plan it, map and touch where it may go.
 
         Args:
             segments: paths, and where their images start.
+            at_once: all of it before this returns, not while training begins.
         """
         try:
             captured = self._planner.plan(0, {})
         except SnapshotdClientError:
             return  # what cannot be captured yet, a step will tell
         self._look_at(captured)
-        if self._overlap and _fits_aside(captured):
+        self._readying = Readying(self._buffers, segments, captured.resting)
+        aside = self._overlap and _fits_aside(captured)
+        if aside:
             self._staging.take(captured.moving)
             self._courier.start()
-        for path, offset in segments:
-            try:
-                self._buffers.make_ready(path, offset, captured.resting)
-            except (OSError, ValueError) as error:
-                log.info("a segment is not made ready: %s", error)
+        if aside and not at_once:
+            self._courier.take(self._readying)
+        else:
+            self._readying.fly()
 
     def begin(self, step: int, values: Mapping[str, object]) -> None:
         """Snapshot the state of a step; what became of it, `collect` says.
@@ -132,6 +136,7 @@ class Handover:
         if aside:
             self._courier.take(self._flight)
         else:
+            self._end_readying()
             self._flight.fly_at_once()
 
     def before_update(self) -> None:
@@ -168,6 +173,12 @@ class Handover:
             hook.remove()
         self._courier.close()
         self._buffers.close()
+
+    def _end_readying(self) -> None:
+        """Have the buffers to ourselves."""
+        if self._readying is not None and self._courier.is_here:
+            self._readying.abandon()
+            self._readying.done.wait()
 
     def _note_torn(self, flight: Flight) -> None:
         self.torn += flight.torn

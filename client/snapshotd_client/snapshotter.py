@@ -192,7 +192,8 @@ class Snapshotter:
                 staged_s=reply.staged_s,
                 loaded_s=time.monotonic() - answered_s,
             )
-        self._handover.make_ready(prepared(self._channel))
+        # Who comes back is in a hurry.
+        self._handover.make_ready(prepared(self._channel), at_once=restored is None)
         point("trainer.restore.finished")
         return restored
 

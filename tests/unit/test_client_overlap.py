@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import apply, forms, tree
+from snapshotd_client import apply, buffers, forms, tree
 from snapshotd_client.handover import TORN_IN_A_ROW, Handover
 from snapshotd_client.identity import identify
 from snapshotd_client.wires import DaemonGone
@@ -261,6 +261,62 @@ def test_a_fork_waits_for_nothing(job: Job) -> None:
     job.handover._courier._process = os.getpid() + 1  # as a fork sees it
     job.train()
     job.handover._courier._process = os.getpid()
+
+
+class Touching:
+    """Stands in for the call that touches a segment: held up, and counted."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.begun, self.held, self.count = threading.Event(), threading.Event(), 0
+        patch.setattr(buffers, "_madvise", self)
+        patch.setattr(buffers, "_SLICE_BYTES", CAPACITY // 4)
+
+    def __call__(self, *_: int) -> int:
+        self.count += 1
+        self.begun.set()
+        assert self.held.wait(20)
+        return 0
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_the_first_snapshot_follows_what_is_made_ready_for_it(
+    job: Job, at_once: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touching = Touching(monkeypatch)
+    if at_once:
+        touching.held.set()
+    job.handover.make_ready([(str(job.desk.path), OFFSET), ("/none/gone", 0)], at_once=at_once)
+    job.begin()
+    assert touching.begun.wait(20)
+    assert job.desk.said() == [] or at_once
+    touching.held.set()
+    job.handover.collect()
+    assert touching.count >= 4
+    assert equal(job.written(), job.bits())
+
+
+def test_who_needs_the_segments_at_once_ends_what_makes_them_ready(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touching = Touching(monkeypatch)
+    job.handover.make_ready([(str(job.desk.path), OFFSET)], at_once=False)
+    assert touching.begun.wait(20)
+    job.handover._stop_overlapping("the test says so")
+    threading.Timer(0.2, touching.held.set).start()
+    job.begin()
+    assert touching.count == 1
+    job.handover.collect()
+    assert equal(job.written(), job.bits())
+
+
+def test_what_makes_ready_ends_with_its_owner(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    touching = Touching(monkeypatch)
+    job = Job(desk)
+    job.handover.make_ready([(str(desk.path), OFFSET)], at_once=False)
+    assert touching.begun.wait(20)
+    threading.Timer(0.2, touching.held.set).start()
+    job.handover.close()
+    assert touching.count == 1
 
 
 def plan(job: Job, **values: object):
