@@ -7,9 +7,9 @@ holds at most n chunks whatever the size of the state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Final
+from typing import Final, TypeVar
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import check_range, chunk_digests
@@ -30,6 +30,9 @@ from snapshotd.rpc.convert import place_to
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 Peers = Mapping[Home, SlotFacts]
 
@@ -64,11 +67,27 @@ class _Lane:
         return memoryview(b"".join((chunk, _ZEROS[: count - len(chunk)])))
 
 
-async def _gathered(lanes: Sequence[_Lane], count: int) -> list[memoryview]:
+async def _both(one: Awaitable[S], other: Awaitable[T]) -> tuple[S, T]:
+    """Wait until both have ended, also where one fails: what they work on may then be given back.
+
+    Raises:
+        BaseException: of the first of them that failed.
+    """
+    found, more = await asyncio.gather(one, other, return_exceptions=True)
+    if isinstance(found, BaseException):
+        raise found
+    if isinstance(more, BaseException):
+        raise more
+    return found, more
+
+
+async def _taken(lanes: Iterable[_Lane], count: int) -> list[memoryview]:
     """The next `count` bytes of each block; none where nothing follows."""
-    if not count:
-        return []
-    blocks = await asyncio.gather(*(lane.take(count) for lane in lanes))
+    return await asyncio.gather(*(lane.take(count) for lane in lanes)) if count else []
+
+
+async def _gathered(lanes: Iterable[_Lane], count: int) -> list[memoryview]:
+    blocks = await _taken(lanes, count)
     point("smp.encode.gathered")
     return blocks
 
@@ -190,9 +209,7 @@ class Transfers:
                     for row, digest in found.items():
                         digests[row] += digest
                     following = min(TRANSFER_BYTES, length - at - count)
-                    blocks, _ = await asyncio.gather(
-                        _gathered(lanes, following), _forwarded(writers, out)
-                    )
+                    blocks, _ = await _both(_gathered(lanes, following), _forwarded(writers, out))
         return digests
 
     def _code_chunk(
@@ -330,15 +347,17 @@ class Transfers:
                 lane = self._input(plan.job, plan.version, wanted, length, peers)
                 lanes[wanted.index] = lane
                 cleanup.callback(_cancel, lane.reader)
+            chunks = await _taken(lanes.values(), min(length, TRANSFER_BYTES))
             for at in range(0, length, TRANSFER_BYTES):
                 count = min(TRANSFER_BYTES, length - at)
-                chunks = await asyncio.gather(*(lane.take(count) for lane in lanes.values()))
                 have = dict(zip(lanes, chunks, strict=True))
                 start = block.extent.offset + at
+                following = min(TRANSFER_BYTES, length - at - count)
                 with image[start : start + count] as data:
-                    await to_the_end(
+                    decoding = to_the_end(
                         self._codec.decode_into, plan.data, plan.parity, have, [block.index], [data]
                     )
+                    _, chunks = await _both(decoding, _taken(lanes.values(), following))
                     digests += self._check_decoded(block, data, start, record)
                 point("smp.decode.chunk")
         return digests
