@@ -21,6 +21,7 @@ import psutil
 from snapshotd.errors import PeerError
 from snapshotd.rpc.operator import fetch_status
 from snapshotd.rpc.tls import Identity, TlsFiles
+from snapshotd.wire.protocol import FRONT_SOCKET
 from snapshotd.wire.v1 import node_pb2 as pb
 
 PORT = 7070
@@ -83,7 +84,7 @@ class Node:
             self.status()
         except PeerError:
             return False
-        return True
+        return (self.run_dir / FRONT_SOCKET).exists()  # bound after the port for status
 
     def status(self) -> pb.NodeStatus:
         return fetch_status(self.address, timeout_s=5.0, identity=self.identity)
