@@ -131,7 +131,7 @@ def _train(line: _Line, order: dict[str, Any]) -> None:
         snap.step(step, seen=step * 10)
         ended_s = time.monotonic()
         status = snap.status()
-        committed = snap._progress.committed
+        committed = snap._news.progress.committed
         line.say(
             step=step,
             digest=rank.digest(),
