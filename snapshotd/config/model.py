@@ -21,7 +21,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from snapshotd.wire.address import EXPECTED, BadAddress, check_address
-from snapshotd.wire.cpus import parse_cpus
+from snapshotd.wire.cpus import ALL, AUTO, parse_cpus
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
@@ -117,7 +117,7 @@ class Protection(_Section):
 
 
 def _cpus(text: str) -> str:
-    if text not in {"auto", "all"}:
+    if text not in {AUTO, ALL}:
         try:
             parse_cpus(text)
         except ValueError as error:
@@ -133,7 +133,7 @@ class Background(_Section):
         default=5, ge=0, le=19, description="niceness of the SMPs above the supervisor's; I/O too"
     )
     cpus: Annotated[str, AfterValidator(_cpus)] = Field(
-        default="auto",
+        default=AUTO,
         description='processors the SMPs use: a list like "0-3,8", all, or auto: those of its '
         "trainer's NUMA nodes that the trainer is not pinned to",
     )

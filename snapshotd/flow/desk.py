@@ -14,10 +14,9 @@ from snapshotd.core.economy import given_up
 from snapshotd.core.instructions import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import SlotCounters, TrainerFacts
-from snapshotd.rpc.checks import check_job, check_name, check_rank, check_step, malformed
+from snapshotd.rpc.checks import check_cpus, check_job, check_name, check_rank, check_step
 from snapshotd.rpc.convert import decision_id_from, decision_to, ranges_from, version_to
 from snapshotd.rpc.trainers import TrainerSocket, refused
-from snapshotd.wire.cpus import MAX_CPUS
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
 from snapshotd.wire.v1 import node_pb2
@@ -105,8 +104,7 @@ class TrainerDesk:
     def _attach(self, identity: bytes, message: pb.ToDaemon) -> None:
         facts = trainer_facts(message)
         cpus = frozenset(message.attach.cpus)
-        if len(cpus) > MAX_CPUS:
-            raise malformed(f"a trainer on {len(cpus)} processors, at most {MAX_CPUS} expected")
+        check_cpus(cpus)
         self._check_lock(facts.incarnation)
         if message.attach.predicted_image_bytes:
             self._preflight(message.attach.predicted_image_bytes)

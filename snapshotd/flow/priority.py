@@ -14,13 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from snapshotd.core.cpus import away_from
-from snapshotd.wire.cpus import parse_cpus
+from snapshotd.wire.cpus import ALL, AUTO, parse_cpus
 
 log = logging.getLogger(__name__)
-
-#: Values of `background.cpus` that are no list.
-AUTO: Final = "auto"
-ALL: Final = "all"
 
 _NODES: Final = Path("/sys/devices/system/node")
 _THREADS: Final = Path("/proc/self/task")

@@ -7,9 +7,8 @@ holds at most n chunks whatever the size of the state.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from typing import Final, TypeVar
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import check_range, chunk_digests
@@ -19,6 +18,7 @@ from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
 from snapshotd.flow.conduct import Conduct
+from snapshotd.flow.lanes import Lane, both, forwarded, gathered, taken
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
@@ -31,73 +31,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
 
-S = TypeVar("S")
-T = TypeVar("T")
-
 Peers = Mapping[Home, SlotFacts]
-
-#: What pads a block, of whatever length.
-_ZEROS: Final = memoryview(bytes(TRANSFER_BYTES))
-
-
-class _Lane:
-    """One block of a stripe, read chunk by chunk and padded with zeros to any length."""
-
-    def __init__(
-        self,
-        reader: BlockReader | None,
-        length: int,
-        conduct: Conduct | None = None,
-        node: str = "",
-    ) -> None:
-        self.reader = reader
-        self.node = node
-        self._conduct = conduct
-        self._left = length
-
-    async def take(self, count: int) -> memoryview:
-        """The next `count` bytes; the padding is made here, never stored and never sent."""
-        if self.reader is None or self._left <= 0:
-            return _ZEROS[:count]
-        with self._conduct.blaming(self.node) if self._conduct else nullcontext():
-            chunk = await self.reader.chunk()
-        self._left -= len(chunk)
-        if len(chunk) >= count:
-            return chunk[:count]
-        return memoryview(b"".join((chunk, _ZEROS[: count - len(chunk)])))
-
-
-async def _both(one: Awaitable[S], other: Awaitable[T]) -> tuple[S, T]:
-    """Wait until both have ended, also where one fails: what they work on may then be given back.
-
-    Raises:
-        BaseException: of the first of them that failed.
-    """
-    found, more = await asyncio.gather(one, other, return_exceptions=True)
-    if isinstance(found, BaseException):
-        raise found
-    if isinstance(more, BaseException):
-        raise more
-    return found, more
-
-
-async def _taken(lanes: Iterable[_Lane], count: int) -> list[memoryview]:
-    """The next `count` bytes of each block; none where nothing follows."""
-    return await asyncio.gather(*(lane.take(count) for lane in lanes)) if count else []
-
-
-async def _gathered(lanes: Iterable[_Lane], count: int) -> list[memoryview]:
-    blocks = await _taken(lanes, count)
-    point("smp.encode.gathered")
-    return blocks
-
-
-async def _forwarded(writers: Mapping[int, BlockWriter], blocks: Mapping[int, memoryview]) -> None:
-    async def one(row: int) -> None:
-        await writers[row].send(blocks[row])
-        point("smp.encode.forwarded")
-
-    await asyncio.gather(*map(one, writers))
 
 
 class Transfers:
@@ -126,7 +60,7 @@ class Transfers:
         places = {r: ParityPlace(group.shards, group.parity, task.stripe, r) for r in task.rows}
         shard_bytes = [m.image_bytes for m in task.members]
         length = parity_bytes(places[task.rows[0]], shard_bytes)
-        lanes: list[_Lane] = []
+        lanes: list[Lane] = []
         writers: dict[int, BlockWriter] = {}
         own: Segment | None = None
         with ExitStack() as cleanup:
@@ -181,7 +115,7 @@ class Transfers:
     async def _code(
         self,
         task: Encode,
-        lanes: Sequence[_Lane],
+        lanes: Sequence[Lane],
         own: Segment | None,
         writers: Mapping[int, BlockWriter],
         length: int,
@@ -196,7 +130,7 @@ class Transfers:
         with own.image(length) if own is not None else nullcontext() as image:
             if image is not None:
                 places.update((row, image) for row in task.rows if row not in writers)
-            blocks = await _gathered(lanes, min(length, TRANSFER_BYTES))
+            blocks = await gathered(lanes, min(length, TRANSFER_BYTES))
             for at in range(0, length, TRANSFER_BYTES):
                 count = min(TRANSFER_BYTES, length - at)
                 with ExitStack() as views:
@@ -209,7 +143,7 @@ class Transfers:
                     for row, digest in found.items():
                         digests[row] += digest
                     following = min(TRANSFER_BYTES, length - at - count)
-                    blocks, _ = await _both(_gathered(lanes, following), _forwarded(writers, out))
+                    blocks, _ = await both(gathered(lanes, following), forwarded(writers, out))
         return digests
 
     def _code_chunk(
@@ -220,7 +154,7 @@ class Transfers:
         return {row: chunk_digests(block, length) for row, block in out.items()}
 
     async def _records(
-        self, task: Encode, peers: Peers, lanes: Sequence[_Lane], positions: Sequence[int]
+        self, task: Encode, peers: Peers, lanes: Sequence[Lane], positions: Sequence[int]
     ) -> list[seg.SealRecord]:
         """What every member of the group sealed, and that it is what the task was about."""
         readers = {p: lane.reader for p, lane in zip(positions, lanes, strict=True)}
@@ -239,14 +173,14 @@ class Transfers:
                 records.append(_as_told(record, held, str(home)))
         return records
 
-    def _lane(self, peers: Peers, home: Home, held: DataHolding, extent: Extent) -> _Lane:
+    def _lane(self, peers: Peers, home: Home, held: DataHolding, extent: Extent) -> Lane:
         if extent.length == 0:
-            return _Lane(None, 0)
+            return Lane(None, 0)
         peer = self._peer(peers, home)
         reader = self._client.read(
             peer, held.job, held.version, held.shard, extent.offset, extent.length
         )
-        return _Lane(reader, extent.length, self._conduct, home.node)
+        return Lane(reader, extent.length, self._conduct, home.node)
 
     async def _record(
         self, peers: Peers, home: Home, job: str, version: Version, what: What
@@ -347,7 +281,7 @@ class Transfers:
                 lane = self._input(plan.job, plan.version, wanted, length, peers)
                 lanes[wanted.index] = lane
                 cleanup.callback(_cancel, lane.reader)
-            chunks = await _taken(lanes.values(), min(length, TRANSFER_BYTES))
+            chunks = await taken(lanes.values(), min(length, TRANSFER_BYTES))
             for at in range(0, length, TRANSFER_BYTES):
                 count = min(TRANSFER_BYTES, length - at)
                 have = dict(zip(lanes, chunks, strict=True))
@@ -357,7 +291,7 @@ class Transfers:
                     decoding = to_the_end(
                         self._codec.decode_into, plan.data, plan.parity, have, [block.index], [data]
                     )
-                    _, chunks = await _both(decoding, _taken(lanes.values(), following))
+                    _, chunks = await both(decoding, taken(lanes.values(), following))
                     digests += self._check_decoded(block, data, start, record)
                 point("smp.decode.chunk")
         return digests
@@ -384,17 +318,17 @@ class Transfers:
 
     def _input(
         self, job: str, version: Version, wanted: BlockInput, length: int, peers: Peers
-    ) -> _Lane:
+    ) -> Lane:
         """A lane over as much of an input as the lost block is long, in whole chunks."""
         chunks = -(-length // TRANSFER_BYTES)
         count = min(wanted.extent.length, chunks * TRANSFER_BYTES)
         if wanted.home is None or count == 0:
-            return _Lane(None, 0)
+            return Lane(None, 0)
         what: What | None = wanted.place if wanted.place is not None else wanted.shard
         assert what is not None, "an input is a shard's block or a parity block"
         peer = self._peer(peers, wanted.home)
         reader = self._client.read(peer, job, version, what, wanted.extent.offset, count)
-        return _Lane(reader, count, self._conduct, wanted.home.node)
+        return Lane(reader, count, self._conduct, wanted.home.node)
 
     async def _sealed_as(
         self, segment: Segment, record: seg.SealRecord, digests: bytes

@@ -6,6 +6,7 @@ a node's memory nor be told on by it.
 
 from __future__ import annotations
 
+from collections.abc import Set
 from functools import lru_cache
 from typing import Final
 from urllib.parse import quote
@@ -14,6 +15,7 @@ from snapshotd.coding.digest import content_digest
 from snapshotd.core.placement import MAX_GROUP
 from snapshotd.errors import RequestError
 from snapshotd.wire.address import BadAddress, check_address
+from snapshotd.wire.cpus import MAX_CPUS
 from snapshotd.wire.protocol import (
     DIGEST_BYTES,
     MAX_EPOCH,
@@ -105,6 +107,12 @@ def check_name(what: str, name: str, shortest: int = 1) -> None:
     if not shortest <= len(name) <= MAX_NAME_BYTES:
         expected = f"{shortest} to {MAX_NAME_BYTES} expected"
         raise malformed(f"{what} of {len(name)} characters, {expected}")
+
+
+def check_cpus(cpus: Set[int]) -> None:
+    """Refuse more processors than any machine has. Raises RequestError."""
+    if len(cpus) > MAX_CPUS:
+        raise malformed(f"a trainer on {len(cpus)} processors, at most {MAX_CPUS} expected")
 
 
 @lru_cache(maxsize=MAX_NODES)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+#: What `background.cpus` may say instead of a list.
+AUTO: Final = "auto"
+ALL: Final = "all"
+
 #: Far beyond any machine; what the list of a config or a message may name.
 MAX_CPUS: Final = 16384
 
