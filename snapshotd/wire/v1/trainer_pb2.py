@@ -26,7 +26,7 @@ from snapshotd.wire.v1 import segment_pb2 as snapshotd_dot_wire_dot_v1_dot_segme
 from snapshotd.wire.v1 import node_pb2 as snapshotd_dot_wire_dot_v1_dot_node__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsnapshotd/wire/v1/trainer.proto\x12\x11snapshotd.wire.v1\x1a\x1fsnapshotd/wire/v1/segment.proto\x1a\x1csnapshotd/wire/v1/node.proto\"\xd9\x03\n\x08ToDaemon\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07request\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\'\n\x04\x66ind\x18\x04 \x01(\x0b\x32\x17.snapshotd.wire.v1.FindH\x00\x12+\n\x06\x61ttach\x18\x05 \x01(\x0b\x32\x19.snapshotd.wire.v1.AttachH\x00\x12-\n\x07restore\x18\x06 \x01(\x0b\x32\x1a.snapshotd.wire.v1.RestoreH\x00\x12)\n\x05\x63laim\x18\x07 \x01(\x0b\x32\x18.snapshotd.wire.v1.ClaimH\x00\x12-\n\x07written\x18\x08 \x01(\x0b\x32\x1a.snapshotd.wire.v1.WrittenH\x00\x12\'\n\x04pass\x18\t \x01(\x0b\x32\x17.snapshotd.wire.v1.PassH\x00\x12)\n\x05query\x18\n \x01(\x0b\x32\x18.snapshotd.wire.v1.QueryH\x00\x12+\n\x06\x64\x65tach\x18\x0b \x01(\x0b\x32\x19.snapshotd.wire.v1.DetachH\x00\x12-\n\x07prepare\x18\x0c \x01(\x0b\x32\x1a.snapshotd.wire.v1.PrepareH\x00\x42\x06\n\x04\x62ody\"\xcb\x03\n\tToTrainer\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12)\n\x05\x66ound\x18\x02 \x01(\x0b\x32\x18.snapshotd.wire.v1.FoundH\x00\x12/\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x1b.snapshotd.wire.v1.AttachedH\x00\x12/\n\x08restored\x18\x04 \x01(\x0b\x32\x1b.snapshotd.wire.v1.RestoredH\x00\x12-\n\x07granted\x18\x05 \x01(\x0b\x32\x1a.snapshotd.wire.v1.GrantedH\x00\x12\'\n\x04skip\x18\x06 \x01(\x0b\x32\x17.snapshotd.wire.v1.SkipH\x00\x12/\n\x08\x61\x63\x63\x65pted\x18\x07 \x01(\x0b\x32\x1b.snapshotd.wire.v1.AcceptedH\x00\x12/\n\x08progress\x18\x08 \x01(\x0b\x32\x1b.snapshotd.wire.v1.ProgressH\x00\x12-\n\x07refused\x18\t \x01(\x0b\x32\x1a.snapshotd.wire.v1.RefusedH\x00\x12/\n\x08prepared\x18\n \x01(\x0b\x32\x1b.snapshotd.wire.v1.PreparedH\x00\x42\x06\n\x04\x62ody\"\x14\n\x04\x46ind\x12\x0c\n\x04slot\x18\x01 \x01(\r\"\x19\n\x05\x46ound\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"\xf5\x01\n\x06\x41ttach\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x15\n\rrestart_count\x18\x03 \x01(\r\x12\r\n\x05shard\x18\x04 \x01(\r\x12\r\n\x05world\x18\x05 \x01(\r\x12\x1d\n\x15predicted_image_bytes\x18\x06 \x01(\x04\x12\x16\n\x0e\x63lient_version\x18\x07 \x01(\t\x12/\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0b\x32\x1d.snapshotd.wire.v1.DecisionId\x12\x13\n\x0bpassed_step\x18\t \x01(\x04\x12\x0e\n\x06launch\x18\n \x01(\t\x12\x0c\n\x04\x63pus\x18\x0b \x03(\r\",\n\x08\x41ttached\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"\x1e\n\x07Restore\x12\x13\n\x0b\x61llow_fresh\x18\x01 \x01(\x08\"\xc9\x01\n\x08Restored\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.snapshotd.wire.v1.Decision\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0cimage_offset\x18\x03 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x04 \x01(\x04\x12\x16\n\x0emanifest_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x06 \x01(\x04\x12\x15\n\rbytes_decoded\x18\x07 \x01(\x04\x12\x10\n\x08staged_s\x18\x08 \x01(\x01\"\t\n\x07Prepare\"p\n\x08Prepared\x12\x35\n\x08segments\x18\x01 \x03(\x0b\x32#.snapshotd.wire.v1.Prepared.Segment\x1a-\n\x07Segment\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cimage_offset\x18\x02 \x01(\x04\">\n\x05\x43laim\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x02 \x01(\x04\x12\x12\n\npatience_s\x18\x03 \x01(\x01\"U\n\x07Granted\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cimage_offset\x18\x02 \x01(\x04\x12\x16\n\x0eimage_capacity\x18\x03 \x01(\x04\x12\x0e\n\x06\x62uffer\x18\x04 \x01(\t\"\x16\n\x04Skip\x12\x0e\n\x06reason\x18\x01 \x01(\t\"\x87\x01\n\x07Written\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06\x62uffer\x18\x02 \x01(\t\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x16\n\x0emanifest_bytes\x18\x04 \x01(\x04\x12\x31\n\x07trained\x18\x05 \x03(\x0b\x32 .snapshotd.wire.v1.StorageExtent\"$\n\x04Pass\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x07\n\x05Query\"\x08\n\x06\x44\x65tach\"\n\n\x08\x41\x63\x63\x65pted\"\x88\x02\n\x08Progress\x12-\n\tcommitted\x18\x01 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12\x14\n\x0cis_protected\x18\x02 \x01(\x08\x12\x0f\n\x07why_not\x18\x03 \x01(\t\x12\x11\n\twaits_for\x18\x04 \x03(\t\x12*\n\x06sealed\x18\x05 \x03(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12+\n\x07\x63\x61\x64\x65nce\x18\x06 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Cadence\x12\x0f\n\x07skipped\x18\x07 \x01(\x04\x12\x13\n\x0bpassed_step\x18\x08 \x01(\x04\x12\x14\n\x0crepeated_now\x18\t \x01(\x04\"5\n\x07Refused\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\tb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsnapshotd/wire/v1/trainer.proto\x12\x11snapshotd.wire.v1\x1a\x1fsnapshotd/wire/v1/segment.proto\x1a\x1csnapshotd/wire/v1/node.proto\"\x86\x04\n\x08ToDaemon\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07request\x18\x02 \x01(\x04\x12\x13\n\x0bincarnation\x18\x03 \x01(\t\x12\'\n\x04\x66ind\x18\x04 \x01(\x0b\x32\x17.snapshotd.wire.v1.FindH\x00\x12+\n\x06\x61ttach\x18\x05 \x01(\x0b\x32\x19.snapshotd.wire.v1.AttachH\x00\x12-\n\x07restore\x18\x06 \x01(\x0b\x32\x1a.snapshotd.wire.v1.RestoreH\x00\x12)\n\x05\x63laim\x18\x07 \x01(\x0b\x32\x18.snapshotd.wire.v1.ClaimH\x00\x12-\n\x07written\x18\x08 \x01(\x0b\x32\x1a.snapshotd.wire.v1.WrittenH\x00\x12\'\n\x04pass\x18\t \x01(\x0b\x32\x17.snapshotd.wire.v1.PassH\x00\x12)\n\x05query\x18\n \x01(\x0b\x32\x18.snapshotd.wire.v1.QueryH\x00\x12+\n\x06\x64\x65tach\x18\x0b \x01(\x0b\x32\x19.snapshotd.wire.v1.DetachH\x00\x12-\n\x07prepare\x18\x0c \x01(\x0b\x32\x1a.snapshotd.wire.v1.PrepareH\x00\x12+\n\x06\x63opied\x18\r \x01(\x0b\x32\x19.snapshotd.wire.v1.CopiedH\x00\x42\x06\n\x04\x62ody\"\xcb\x03\n\tToTrainer\x12\x0f\n\x07request\x18\x01 \x01(\x04\x12)\n\x05\x66ound\x18\x02 \x01(\x0b\x32\x18.snapshotd.wire.v1.FoundH\x00\x12/\n\x08\x61ttached\x18\x03 \x01(\x0b\x32\x1b.snapshotd.wire.v1.AttachedH\x00\x12/\n\x08restored\x18\x04 \x01(\x0b\x32\x1b.snapshotd.wire.v1.RestoredH\x00\x12-\n\x07granted\x18\x05 \x01(\x0b\x32\x1a.snapshotd.wire.v1.GrantedH\x00\x12\'\n\x04skip\x18\x06 \x01(\x0b\x32\x17.snapshotd.wire.v1.SkipH\x00\x12/\n\x08\x61\x63\x63\x65pted\x18\x07 \x01(\x0b\x32\x1b.snapshotd.wire.v1.AcceptedH\x00\x12/\n\x08progress\x18\x08 \x01(\x0b\x32\x1b.snapshotd.wire.v1.ProgressH\x00\x12-\n\x07refused\x18\t \x01(\x0b\x32\x1a.snapshotd.wire.v1.RefusedH\x00\x12/\n\x08prepared\x18\n \x01(\x0b\x32\x1b.snapshotd.wire.v1.PreparedH\x00\x42\x06\n\x04\x62ody\"\x14\n\x04\x46ind\x12\x0c\n\x04slot\x18\x01 \x01(\r\"\x19\n\x05\x46ound\x12\x10\n\x08\x65ndpoint\x18\x01 \x01(\t\"\xf5\x01\n\x06\x41ttach\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\x0e\n\x06run_id\x18\x02 \x01(\t\x12\x15\n\rrestart_count\x18\x03 \x01(\r\x12\r\n\x05shard\x18\x04 \x01(\r\x12\r\n\x05world\x18\x05 \x01(\r\x12\x1d\n\x15predicted_image_bytes\x18\x06 \x01(\x04\x12\x16\n\x0e\x63lient_version\x18\x07 \x01(\t\x12/\n\x08\x64\x65\x63ision\x18\x08 \x01(\x0b\x32\x1d.snapshotd.wire.v1.DecisionId\x12\x13\n\x0bpassed_step\x18\t \x01(\x04\x12\x0e\n\x06launch\x18\n \x01(\t\x12\x0c\n\x04\x63pus\x18\x0b \x03(\r\",\n\x08\x41ttached\x12\x12\n\ncluster_id\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\"\x1e\n\x07Restore\x12\x13\n\x0b\x61llow_fresh\x18\x01 \x01(\x08\"\xc9\x01\n\x08Restored\x12-\n\x08\x64\x65\x63ision\x18\x01 \x01(\x0b\x32\x1b.snapshotd.wire.v1.Decision\x12\x0c\n\x04path\x18\x02 \x01(\t\x12\x14\n\x0cimage_offset\x18\x03 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x04 \x01(\x04\x12\x16\n\x0emanifest_bytes\x18\x05 \x01(\x04\x12\x14\n\x0c\x62ytes_copied\x18\x06 \x01(\x04\x12\x15\n\rbytes_decoded\x18\x07 \x01(\x04\x12\x10\n\x08staged_s\x18\x08 \x01(\x01\"\t\n\x07Prepare\"p\n\x08Prepared\x12\x35\n\x08segments\x18\x01 \x03(\x0b\x32#.snapshotd.wire.v1.Prepared.Segment\x1a-\n\x07Segment\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cimage_offset\x18\x02 \x01(\x04\">\n\x05\x43laim\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x02 \x01(\x04\x12\x12\n\npatience_s\x18\x03 \x01(\x01\"U\n\x07Granted\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x14\n\x0cimage_offset\x18\x02 \x01(\x04\x12\x16\n\x0eimage_capacity\x18\x03 \x01(\x04\x12\x0e\n\x06\x62uffer\x18\x04 \x01(\t\"\x16\n\x04Skip\x12\x0e\n\x06reason\x18\x01 \x01(\t\";\n\x06\x43opied\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06\x62uffer\x18\x02 \x01(\t\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\"\x87\x01\n\x07Written\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06\x62uffer\x18\x02 \x01(\t\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x16\n\x0emanifest_bytes\x18\x04 \x01(\x04\x12\x31\n\x07trained\x18\x05 \x03(\x0b\x32 .snapshotd.wire.v1.StorageExtent\"$\n\x04Pass\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x07\n\x05Query\"\x08\n\x06\x44\x65tach\"\n\n\x08\x41\x63\x63\x65pted\"\x88\x02\n\x08Progress\x12-\n\tcommitted\x18\x01 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12\x14\n\x0cis_protected\x18\x02 \x01(\x08\x12\x0f\n\x07why_not\x18\x03 \x01(\t\x12\x11\n\twaits_for\x18\x04 \x03(\t\x12*\n\x06sealed\x18\x05 \x03(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12+\n\x07\x63\x61\x64\x65nce\x18\x06 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Cadence\x12\x0f\n\x07skipped\x18\x07 \x01(\x04\x12\x13\n\x0bpassed_step\x18\x08 \x01(\x04\x12\x14\n\x0crepeated_now\x18\t \x01(\x04\"5\n\x07Refused\x12\x0c\n\x04\x63ode\x18\x01 \x01(\t\x12\x0c\n\x04what\x18\x02 \x01(\t\x12\x0e\n\x06remedy\x18\x03 \x01(\tb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,45 +34,47 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'snapshotd.wire.v1.trainer_p
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TODAEMON']._serialized_start=118
-  _globals['_TODAEMON']._serialized_end=591
-  _globals['_TOTRAINER']._serialized_start=594
-  _globals['_TOTRAINER']._serialized_end=1053
-  _globals['_FIND']._serialized_start=1055
-  _globals['_FIND']._serialized_end=1075
-  _globals['_FOUND']._serialized_start=1077
-  _globals['_FOUND']._serialized_end=1102
-  _globals['_ATTACH']._serialized_start=1105
-  _globals['_ATTACH']._serialized_end=1350
-  _globals['_ATTACHED']._serialized_start=1352
-  _globals['_ATTACHED']._serialized_end=1396
-  _globals['_RESTORE']._serialized_start=1398
-  _globals['_RESTORE']._serialized_end=1428
-  _globals['_RESTORED']._serialized_start=1431
-  _globals['_RESTORED']._serialized_end=1632
-  _globals['_PREPARE']._serialized_start=1634
-  _globals['_PREPARE']._serialized_end=1643
-  _globals['_PREPARED']._serialized_start=1645
-  _globals['_PREPARED']._serialized_end=1757
-  _globals['_PREPARED_SEGMENT']._serialized_start=1712
-  _globals['_PREPARED_SEGMENT']._serialized_end=1757
-  _globals['_CLAIM']._serialized_start=1759
-  _globals['_CLAIM']._serialized_end=1821
-  _globals['_GRANTED']._serialized_start=1823
-  _globals['_GRANTED']._serialized_end=1908
-  _globals['_SKIP']._serialized_start=1910
-  _globals['_SKIP']._serialized_end=1932
-  _globals['_WRITTEN']._serialized_start=1935
-  _globals['_WRITTEN']._serialized_end=2070
-  _globals['_PASS']._serialized_start=2072
-  _globals['_PASS']._serialized_end=2108
-  _globals['_QUERY']._serialized_start=2110
-  _globals['_QUERY']._serialized_end=2117
-  _globals['_DETACH']._serialized_start=2119
-  _globals['_DETACH']._serialized_end=2127
-  _globals['_ACCEPTED']._serialized_start=2129
-  _globals['_ACCEPTED']._serialized_end=2139
-  _globals['_PROGRESS']._serialized_start=2142
-  _globals['_PROGRESS']._serialized_end=2406
-  _globals['_REFUSED']._serialized_start=2408
-  _globals['_REFUSED']._serialized_end=2461
+  _globals['_TODAEMON']._serialized_end=636
+  _globals['_TOTRAINER']._serialized_start=639
+  _globals['_TOTRAINER']._serialized_end=1098
+  _globals['_FIND']._serialized_start=1100
+  _globals['_FIND']._serialized_end=1120
+  _globals['_FOUND']._serialized_start=1122
+  _globals['_FOUND']._serialized_end=1147
+  _globals['_ATTACH']._serialized_start=1150
+  _globals['_ATTACH']._serialized_end=1395
+  _globals['_ATTACHED']._serialized_start=1397
+  _globals['_ATTACHED']._serialized_end=1441
+  _globals['_RESTORE']._serialized_start=1443
+  _globals['_RESTORE']._serialized_end=1473
+  _globals['_RESTORED']._serialized_start=1476
+  _globals['_RESTORED']._serialized_end=1677
+  _globals['_PREPARE']._serialized_start=1679
+  _globals['_PREPARE']._serialized_end=1688
+  _globals['_PREPARED']._serialized_start=1690
+  _globals['_PREPARED']._serialized_end=1802
+  _globals['_PREPARED_SEGMENT']._serialized_start=1757
+  _globals['_PREPARED_SEGMENT']._serialized_end=1802
+  _globals['_CLAIM']._serialized_start=1804
+  _globals['_CLAIM']._serialized_end=1866
+  _globals['_GRANTED']._serialized_start=1868
+  _globals['_GRANTED']._serialized_end=1953
+  _globals['_SKIP']._serialized_start=1955
+  _globals['_SKIP']._serialized_end=1977
+  _globals['_COPIED']._serialized_start=1979
+  _globals['_COPIED']._serialized_end=2038
+  _globals['_WRITTEN']._serialized_start=2041
+  _globals['_WRITTEN']._serialized_end=2176
+  _globals['_PASS']._serialized_start=2178
+  _globals['_PASS']._serialized_end=2214
+  _globals['_QUERY']._serialized_start=2216
+  _globals['_QUERY']._serialized_end=2223
+  _globals['_DETACH']._serialized_start=2225
+  _globals['_DETACH']._serialized_end=2233
+  _globals['_ACCEPTED']._serialized_start=2235
+  _globals['_ACCEPTED']._serialized_end=2245
+  _globals['_PROGRESS']._serialized_start=2248
+  _globals['_PROGRESS']._serialized_end=2512
+  _globals['_REFUSED']._serialized_start=2514
+  _globals['_REFUSED']._serialized_end=2567
 # @@protoc_insertion_point(module_scope)
