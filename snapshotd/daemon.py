@@ -190,7 +190,7 @@ class Node:
         adopting = _slots_with_segments(config.shm_dir)
         for slot in adopting:
             self._supervisor.starting(slot)
-        self._server = NodeServer(self, self._identity)
+        self._server = NodeServer(self, self._identity, self._supervisor.tellings)
         parts.push_async_callback(self._server.stop, STOP_GRACE_S)
         await self._server.start(config.listen)
         point("supervisor.port.open")
@@ -265,7 +265,7 @@ class Node:
         self._clock.watch(self._board, now_s)
         for slot in self._board.slots_needed():
             self._children.ensure(slot)
-        for task in self._supervisor.loops.values():
+        for task in self._supervisor.loops:
             if task.done():
                 self._ended(task)
 

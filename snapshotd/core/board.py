@@ -9,10 +9,11 @@ changed.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 
 from snapshotd.core import economy
+from snapshotd.core.audience import Audience
 from snapshotd.core.cadence import Window, judge
 from snapshotd.core.commit import advance, merge_all, stated
 from snapshotd.core.membership import Membership, Refusal
@@ -91,19 +92,19 @@ class Board:
         self._epoch_floor = policy.epoch_floor
         self._sequence = 0
         self._published: NodeFacts | None = None
-        #: How often conclusions were drawn: whoever delivers them sees whether there may be news.
-        self.conclusions = 0
+        self._audience = Audience()
+        #: Something was heard from which nothing has been concluded yet.
+        self.unheeded = False
 
     # -- events
 
     def hear(self, facts: NodeFacts, now_s: float) -> Refusal | None:
-        """Facts of another node; a refusal says why they do not count."""
+        """Note facts of another node, to conclude from; a refusal says why they do not count."""
         known = self.membership.live(now_s).get(facts.node)
         refusal = self.membership.hear(facts, now_s)
         # A heartbeat of a live node brings no news; what time brings is concluded at our own.
         news = known is None or (known.boot, known.sequence) != (facts.boot, facts.sequence)
-        if refusal is None and news:
-            self.conclude(now_s)
+        self.unheeded |= refusal is None and news
         return refusal
 
     def slot_changed(self, facts: SlotFacts, now_s: float) -> None:
@@ -132,7 +133,7 @@ class Board:
 
     def conclude(self, now_s: float) -> None:
         """Draw every conclusion the facts allow now."""
-        self.conclusions += 1
+        self.unheeded = False
         self.membership.forget(now_s)
         live = self.membership.live(now_s)
         self._forget_dropped(now_s)
@@ -159,6 +160,14 @@ class Board:
         """The groups that are to keep a job's restore point now."""
         decided = job.decision.groups if job.decision else ()
         return self._notes[job.job].shelter or decided
+
+    def audience(self, peers: Set[str], now_s: float) -> Set[str]:
+        """Which of `peers` must hear what is published now before the next heartbeat."""
+        keepers = {
+            name: (*self.keepers(job), *(job.pending.groups if job.pending else ()))
+            for name, job in self._jobs.items()
+        }
+        return self._audience.of(self.facts, keepers, self.slots(now_s), peers)
 
     def slots_needed(self) -> frozenset[int]:
         """Slots of this node that are to keep something."""

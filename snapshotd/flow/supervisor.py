@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from snapshotd.core.board import Board
@@ -22,8 +22,9 @@ from snapshotd.flow.status import accusations
 from snapshotd.metadata import DataHolding, NodeFacts, Orders, ParityHolding, SlotFacts
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.local import Mailbox
-from snapshotd.rpc.memo import FactsIn, FactsOut, OrdersOut
+from snapshotd.rpc.memo import OrdersOut
 from snapshotd.rpc.node import RefusedByPeer, exchange
+from snapshotd.rpc.telling import Tellings
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
 
@@ -50,6 +51,8 @@ class Supervisor:
         self._outboxes: dict[int, Mailbox] = {}
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
+        self._heard = asyncio.Event()
+        self._thinking: asyncio.Task[None] | None = None
         self._met_s: dict[str, float] = {}  # when each peer last exchanged facts with us
         self._linked: dict[int, asyncio.Event] = {}
         self._log = ChangeLog(log)
@@ -57,7 +60,7 @@ class Supervisor:
         self._spread_sequence = 0
         #: What each slot's SMP was told last: it is not told again what it knows.
         self._ordered: dict[int, Orders] = {}
-        self._facts_in, self._facts_out, self._orders_out = FactsIn(), FactsOut(), OrdersOut()
+        self.tellings, self._orders_out = Tellings(), OrdersOut()
         self._accused: frozenset[str] = frozenset()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -71,14 +74,13 @@ class Supervisor:
         return refusal
 
     def hear(self, facts: NodeFacts) -> Refusal | None:
-        """A peer states its facts."""
-        concluded = self.board.conclusions
+        """A peer states its facts; what has come together is concluded from together, soon."""
         refusal = self.board.hear(facts, time.monotonic())
         point("supervisor.peer.heard")
         if refusal is not None:
             self._log.note(facts.address, refusal.reason, logging.WARNING)
-        elif self.board.conclusions != concluded:
-            self._spread()
+        elif self.board.unheeded:
+            self._heard.set()
         return refusal
 
     def linked(self, slot: int, outbox: Mailbox) -> None:
@@ -151,8 +153,8 @@ class Supervisor:
         self._follow_membership()
         if self.board.facts.sequence != self._spread_sequence:
             self._spread_sequence = self.board.facts.sequence
-            for event in self._news.values():
-                event.set()
+            for node in self.board.audience(self._news.keys(), time.monotonic()):
+                self._news[node].set()
         point("supervisor.spread.told")
         self.on_change()
 
@@ -187,7 +189,7 @@ class Supervisor:
             self._reach.forget(node)
 
     async def _talk_to(self, node: str) -> None:
-        """Exchange facts with one peer: at each change, and where neither has any, in turn.
+        """Exchange facts with one peer: at each change for it; where neither has any, in turn.
 
         Without news the lesser of the two goes to the other at each heartbeat; the greater goes
         only when that has not come.
@@ -203,7 +205,7 @@ class Supervisor:
             reached = await self._exchange(node, address, facts)
             if not reached:
                 await asyncio.sleep(self._pace.heartbeat_s / 2)
-            elif self.board.facts.sequence == facts.sequence:
+            elif not news.is_set():
                 await self._rest(node, news)
 
     async def _rest(self, node: str, news: asyncio.Event) -> None:
@@ -221,9 +223,9 @@ class Supervisor:
             reply = await exchange(
                 self._channels,
                 Peer(node, address),
-                self._facts_out.message(facts),
+                facts,
                 self._pace.rpc_s,
-                self._facts_in,
+                self.tellings,
             )
         except RefusedByPeer as error:
             self._log.note(address, str(error), logging.WARNING)
@@ -243,20 +245,30 @@ class Supervisor:
 
     def start(self) -> None:
         """Begin to talk to the seeds."""
+        self._thinking = asyncio.get_running_loop().create_task(self._think())
+        self._thinking.add_done_callback(lambda _: self.on_change())
         self.board.conclude(time.monotonic())
         self._spread()
 
+    async def _think(self) -> None:
+        while True:
+            await self._heard.wait()
+            self._heard.clear()
+            self.board.conclude(time.monotonic())
+            self._spread()
+
     @property
-    def loops(self) -> Mapping[str, asyncio.Task[None]]:
-        """The running conversations, by node: one that ends says why this node must not run."""
-        return self._loops
+    def loops(self) -> tuple[asyncio.Task[None], ...]:
+        """What runs for ever: one that ends says why this node must not run."""
+        thinking = (self._thinking,) if self._thinking else ()
+        return (*thinking, *self._loops.values())
 
     def leave(self) -> None:
         """The daemon is about to stop: peers that do, too, are not worth a line."""
         self._reach.leave()
 
     async def stop(self) -> None:
-        for task in self._loops.values():
+        for task in self.loops:
             task.cancel()
-        await asyncio.gather(*self._loops.values(), return_exceptions=True)
+        await asyncio.gather(*self.loops, return_exceptions=True)
         await self._channels.close()

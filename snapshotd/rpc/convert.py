@@ -6,7 +6,7 @@ digests have their length, and no count is beyond what any cluster has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -359,14 +359,20 @@ def job_to(j: JobFacts) -> pb.JobFacts:
 
 
 def job_from(m: pb.JobFacts) -> JobFacts:
+    decision = decision_from(m.decision) if m.HasField("decision") else None
+    pending = decision_from(m.pending) if m.HasField("pending") else None
+    return job_with(m, decision, pending)
+
+
+def job_with(m: pb.JobFacts, decision: Decision | None, pending: Decision | None) -> JobFacts:
+    """As a message says, but for its decisions."""
     check_job(m.job)
-    for name, decision in (("decision", m.decision), ("pending", m.pending)):
-        if m.HasField(name) and decision.job != m.job:
-            raise malformed(f"facts of job {m.job!r} carry a decision of {decision.job[:40]!r}")
-    released = not m.HasField("decision") or m.decision.id.epoch == m.lineage
-    if not released or m.decision.HasField("refusal"):
+    for each in (decision, pending):
+        if each is not None and each.job != m.job:
+            raise malformed(f"facts of job {m.job!r} carry a decision of {each.job[:40]!r}")
+    if decision is not None and (decision.id.epoch != m.lineage or decision.refusal):
         raise malformed(f"a decision that was not released counts as that of epoch {m.lineage}")
-    if m.HasField("pending") and m.pending.id.epoch <= m.lineage:
+    if pending is not None and pending.id.epoch <= m.lineage:
         raise malformed(f"a decision is pending that is not newer than epoch {m.lineage}")
     if m.world > MAX_WORLD:
         raise malformed(f"facts of job {m.job!r} speak of {m.world} ranks, at most {MAX_WORLD}")
@@ -377,10 +383,10 @@ def job_from(m: pb.JobFacts) -> JobFacts:
         lineage=checked_epoch(m.lineage),
         committed=version_from(m.committed) if m.HasField("committed") else None,
         committed_in=checked_epoch(m.committed_in),
-        decision=decision_from(m.decision) if m.HasField("decision") else None,
+        decision=decision,
         cadence=Cadence(max(1, m.cadence.interval), m.cadence.from_step),
         economy=Economy(m.economy.serial, m.economy.rows_less),
-        pending=decision_from(m.pending) if m.HasField("pending") else None,
+        pending=pending,
     )
 
 
@@ -392,7 +398,7 @@ def node_to(n: NodeFacts) -> pb.NodeFacts:
         boot=n.boot,
         sequence=n.sequence,
         address=n.address,
-        members=[pb.PeerAddress(node=node, address=address) for node, address in n.members],
+        members=members_to(n.members),
         slots=[slot_to(s) for s in n.slots],
         jobs=[job_to(j) for j in n.jobs],
     )
@@ -401,25 +407,43 @@ def node_to(n: NodeFacts) -> pb.NodeFacts:
 def node_from(m: pb.NodeFacts) -> NodeFacts:
     if not (m.node and m.cluster_id and m.address and m.boot):
         raise malformed("node facts without a node id, cluster id, boot or address")
-    if len(m.members) > MAX_NODES or len(m.slots) > MAX_SLOTS:
-        raise malformed(f"node facts of {len(m.members)} members and {len(m.slots)} slots")
-    if len(m.jobs) > MAX_JOBS:
-        raise malformed(f"node facts of {len(m.jobs)} jobs, at most {MAX_JOBS} expected")
-    for name in (m.node, m.boot, *(p.node for p in m.members)):
+    check_node_counts(len(m.slots), len(m.jobs))
+    for name in (m.node, m.boot):
         check_name("a node id or boot", name)
-    for address in (m.address, *(p.address for p in m.members)):
-        check_peer_address(address)
+    check_peer_address(m.address)
     return NodeFacts(
         cluster_id=m.cluster_id,
         node=m.node,
         boot=m.boot,
         sequence=m.sequence,
         address=m.address,
-        members=tuple((p.node, p.address) for p in m.members),
+        members=members_from(m.members),
         slots=tuple(slot_from(s) for s in m.slots),
         jobs=tuple(job_from(j) for j in m.jobs),
         protocol=m.protocol,
     )
+
+
+def check_node_counts(slots: int, jobs: int) -> None:
+    """Of all the facts of a node."""
+    if slots > MAX_SLOTS or jobs > MAX_JOBS:
+        raise malformed(
+            f"node facts of {slots} slots and {jobs} jobs, at most {MAX_SLOTS} and {MAX_JOBS} "
+            "expected"
+        )
+
+
+def members_to(members: Iterable[tuple[str, str]]) -> list[pb.PeerAddress]:
+    return [pb.PeerAddress(node=node, address=address) for node, address in members]
+
+
+def members_from(told: Sequence[pb.PeerAddress]) -> tuple[tuple[str, str], ...]:
+    if len(told) > MAX_NODES:
+        raise malformed(f"{len(told)} members, at most {MAX_NODES} expected")
+    for peer in told:
+        check_name("a node id", peer.node)
+        check_peer_address(peer.address)
+    return tuple((p.node, p.address) for p in told)
 
 
 def orders_to(o: Orders) -> pb.Orders:

@@ -1,55 +1,15 @@
 """Conversions that are remembered: most of what is told was told before.
 
-Nodes tell their whole facts, and supervisors their whole orders, with every change and every
-heartbeat; what has changed is mostly one slot. Comparing two messages, or the identity of two
-values, costs next to nothing beside making a value of a message, or a message of a value.
+Supervisors tell their whole orders with every change; what has changed is mostly one slot.
+Comparing two messages, or the identity of two values, costs next to nothing beside making a value
+of a message, or a message of a value.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from typing import Final
-
-from snapshotd.metadata import Home, NodeFacts, Orders, SlotFacts
-from snapshotd.rpc.convert import node_from, node_to, orders_from, orders_to, slot_from, slot_to
+from snapshotd.metadata import Home, Orders, SlotFacts
+from snapshotd.rpc.convert import orders_from, orders_to, slot_from, slot_to
 from snapshotd.wire.v1 import node_pb2 as pb
-
-#: Nodes whose last message is kept, and how long it may be: strangers must not fill memory.
-MAX_NODES: Final = 256
-MAX_BYTES: Final = 64 << 10
-
-
-class FactsOut:
-    """This node's facts as a message, made once for each change and told to many."""
-
-    def __init__(self) -> None:
-        self._made: tuple[NodeFacts, pb.NodeFacts] | None = None
-
-    def message(self, facts: NodeFacts) -> pb.NodeFacts:
-        """Shared: not to be changed."""
-        if self._made is None or self._made[0] is not facts:
-            self._made = facts, node_to(facts)
-        return self._made[1]
-
-
-class FactsIn:
-    """Other nodes' facts, each message read once."""
-
-    def __init__(self) -> None:
-        self._read: OrderedDict[str, tuple[pb.NodeFacts, NodeFacts]] = OrderedDict()
-
-    def facts(self, message: pb.NodeFacts) -> NodeFacts:
-        """Raises RequestError: it makes no sense."""
-        known = self._read.get(message.node)
-        if known is not None and known[0] == message:
-            return known[1]
-        facts = node_from(message)
-        self._read.pop(facts.node, None)
-        if message.ByteSize() <= MAX_BYTES:
-            if len(self._read) >= MAX_NODES:
-                self._read.popitem(last=False)
-            self._read[facts.node] = message, facts
-        return facts
 
 
 class OrdersOut:

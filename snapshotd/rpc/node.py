@@ -16,7 +16,7 @@ from snapshotd.metadata import NodeFacts
 from snapshotd.rpc.block_service import status_of
 from snapshotd.rpc.channels import OPTIONS, Channels, NotTrusted, Peer, listen
 from snapshotd.rpc.convert import node_to
-from snapshotd.rpc.memo import FactsIn, FactsOut
+from snapshotd.rpc.telling import Tellings, speaker
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
@@ -46,26 +46,27 @@ class Supervised(Protocol):
 class NodeService(node_pb2_grpc.NodeServicer):
     """Translates calls to the supervisor; refuses what cannot be understood."""
 
-    def __init__(self, supervisor: Supervised, callers: Callers) -> None:
+    def __init__(self, supervisor: Supervised, callers: Callers, tellings: Tellings) -> None:
         self._supervisor = supervisor
         self._callers = callers
-        self._in, self._out = FactsIn(), FactsOut()
+        self._tellings = tellings
 
     async def Exchange(  # noqa: N802  # the name in the .proto
         self,
-        request: pb.NodeFacts,
-        context: grpc.aio.ServicerContext[pb.NodeFacts, pb.NodeFacts],
-    ) -> pb.NodeFacts:
+        request: pb.Telling,
+        context: grpc.aio.ServicerContext[pb.Telling, pb.Telling],
+    ) -> pb.Telling:
         try:
-            facts = self._in.facts(request)
-            self._callers.check(context, facts.node)
-            refusal = self._supervisor.hear(facts)
+            node = speaker(request)
+            self._callers.check(context, node)
+            facts = self._tellings.take(request)
+            refusal = self._supervisor.hear(facts) if facts else None
         except SnapshotdError as error:
             await context.abort(*status_of(error))
         if refusal is not None:
             fatal = ((FATAL_KEY, "1"),) if refusal.fatal else ()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.reason, fatal)
-        return self._out.message(self._supervisor.facts())
+        return self._tellings.message(node, self._supervisor.facts())
 
     async def Status(  # noqa: N802  # the name in the .proto
         self,
@@ -114,11 +115,13 @@ class NodeService(node_pb2_grpc.NodeServicer):
 class NodeServer:
     """The gRPC server of a supervisor: node service, health, reflection."""
 
-    def __init__(self, supervisor: Supervised, identity: Identity | None) -> None:
+    def __init__(
+        self, supervisor: Supervised, identity: Identity | None, tellings: Tellings
+    ) -> None:
         self._identity = identity
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
-        service = NodeService(supervisor, Callers(identity))
+        service = NodeService(supervisor, Callers(identity), tellings)
         node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (NODE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
@@ -162,17 +165,35 @@ class RefusedByPeer(PeerError):
 
 
 async def exchange(
-    channels: Channels, peer: Peer, facts: pb.NodeFacts, timeout_s: float, answers: FactsIn
+    channels: Channels, peer: Peer, facts: NodeFacts, timeout_s: float, tellings: Tellings
 ) -> NodeFacts:
-    """Give a peer our facts and get its own, read by `answers`.
+    """Give a peer our facts and get its own.
 
     Raises:
         RefusedByPeer: it does not take them. PeerError: it cannot be reached.
     """
+    for last in (False, True):
+        told = tellings.message(peer.node, facts)
+        reply = await _exchanged(channels, peer, told, timeout_s)
+        try:
+            node, theirs = speaker(reply), tellings.take(reply)
+        except RequestError as error:
+            raise PeerError(f"{peer} sent facts that make no sense: {error.what}") from error
+        if channels.authenticated and node != peer.node:
+            raise PeerError(f"{peer.node} at {peer} sent facts of {node!r}")
+        # Else one of the two was started anew, or has forgotten: then all is told.
+        if theirs is not None and (last or tellings.has_heard(node, facts)):
+            return theirs
+    raise PeerError(f"{peer} builds on facts that it was not told")
+
+
+async def _exchanged(
+    channels: Channels, peer: Peer, told: pb.Telling, timeout_s: float
+) -> pb.Telling:
     stub = node_pb2_grpc.NodeStub(channels.to(peer))
     try:
         with channels.errors(peer, "exchanging facts"):
-            reply: pb.NodeFacts | None = await stub.Exchange(facts, timeout=timeout_s)
+            reply: pb.Telling | None = await stub.Exchange(told, timeout=timeout_s)
     except NotTrusted as error:
         raise RefusedByPeer(str(error), fatal=False) from error
     except PeerError as error:
@@ -187,10 +208,4 @@ async def exchange(
         raise
     if reply is None:  # what gRPC gives for bytes that are no message
         raise PeerError(f"{peer} sent what is no message of snapshotd")
-    try:
-        told = answers.facts(reply)
-    except RequestError as error:
-        raise PeerError(f"{peer} sent facts that make no sense: {error.what}") from error
-    if channels.authenticated and told.node != peer.node:
-        raise PeerError(f"{peer.node} at {peer} sent facts of {told.node!r}")
-    return told
+    return reply

@@ -82,7 +82,7 @@ MALFORMED = [
     (
         "too many members",
         facts(members=[pb.PeerAddress(node=f"n{i}", address="a:1") for i in range(20_000)]),
-        "node facts of 20000 members",
+        "20000 members, at most",
     ),
     ("a wild slot", facts(slots=[slot(slot=70)]), "local rank 70 is beyond"),
     ("a nameless job", facts(slots=[trainer(job="")]), "takes 0 bytes"),
@@ -129,7 +129,7 @@ MALFORMED = [
 )
 def test_facts_that_make_no_sense(steady: Steady, node: Node, message: Any, what: str) -> None:
     with pytest.raises(grpc.RpcError) as caught:
-        wires.call(node.address, "Node/Exchange", message)
+        wires.call(node.address, "Node/Exchange", pb.Telling(whole=message))
     code, details = wires.refusal(caught.value)
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert what in details
@@ -148,8 +148,9 @@ def test_facts_that_make_no_sense(steady: Steady, node: Node, message: Any, what
 def test_facts_of_who_does_not_belong_here(
     steady: Steady, node: Node, wrong: dict[str, object], what: str
 ) -> None:
+    told = pb.Telling(whole=facts(**wrong, boot="9" * 25))
     with pytest.raises(grpc.RpcError) as caught:
-        wires.call(node.address, "Node/Exchange", facts(**wrong, boot="9" * 25))
+        wires.call(node.address, "Node/Exchange", told)
     code, details = wires.refusal(caught.value)
     assert code == grpc.StatusCode.FAILED_PRECONDITION
     assert what in details
@@ -399,9 +400,15 @@ class Liar(grpc.GenericRpcHandler):
 @pytest.mark.parametrize(
     ("answer", "what"),
     [
-        (facts(node="liar", protocol=2).SerializeToString(), "speaks protocol 2"),
-        (facts(node="liar", cluster_id="x").SerializeToString(), "belongs to cluster 'x'"),
-        (facts(node="liar", slots=[trainer(job="")]).SerializeToString(), "make no sense"),
+        (pb.Telling(whole=facts(node="liar", protocol=2)).SerializeToString(), "speaks protocol 2"),
+        (
+            pb.Telling(whole=facts(node="liar", cluster_id="x")).SerializeToString(),
+            "belongs to cluster 'x'",
+        ),
+        (
+            pb.Telling(whole=facts(node="liar", slots=[trainer(job="")])).SerializeToString(),
+            "make no sense",
+        ),
         (GARBAGE, "sent what is no message of snapshotd"),
     ],
     ids=["other version", "other cluster", "nonsense", "garbage"],

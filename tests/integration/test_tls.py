@@ -132,7 +132,7 @@ def test_who_speaks_in_another_s_name(cluster: Clusters, authority: Authority) -
     opening.place.parity = 1
     opening.sender.node = "n1"
     for method, message in (
-        ("Node/Exchange", lie),
+        ("Node/Exchange", pb.Telling(whole=lie)),
         ("Blocks/Store", pb.StoreRequest(opening=opening)),
     ):
         with pytest.raises(grpc.RpcError) as caught:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 
 from snapshotd.metadata import DataHolding, Home, NodeFacts, Version
 
@@ -58,10 +58,10 @@ class Cluster:
 
     # -- ways from part to part
 
-    def tell(self, sender: str, facts: NodeFacts) -> None:
+    def tell(self, sender: str, facts: NodeFacts, audience: Set[str]) -> None:
         here = self.nodes[sender]
-        for node in self.nodes.values():
-            if node is not here and not node.gone:
+        for name, node in self.nodes.items():
+            if name in audience and not node.gone:
                 here.tells(node, facts)
 
     def slot(self, home: Home) -> Slot | None:

@@ -129,7 +129,10 @@ class Node:
     def hear(self, facts: NodeFacts) -> None:
         if self.board is None:
             return
-        if self.board.hear(facts, self.cluster.clock.now_s) is None:
+        now_s = self.cluster.clock.now_s
+        if self.board.hear(facts, now_s) is None:
+            if self.board.unheeded:
+                self.board.conclude(now_s)
             self.cluster.oracle.heard(self, facts)
             self._concluded()
 
@@ -163,8 +166,11 @@ class Node:
         self._record(board)
         self._order(board.orders(now_s))
         if board.facts.sequence != self._sent_sequence:
-            self._sent_sequence = board.facts.sequence
-            self.cluster.tell(self.name, board.facts)
+            peers = self.cluster.nodes.keys() - {self.name}
+            beat, self._sent_sequence = self._sent_sequence < 0, board.facts.sequence
+            self.cluster.tell(
+                self.name, board.facts, peers if beat else board.audience(peers, now_s)
+            )
 
     def _order(self, orders: Orders) -> None:
         if orders != self._ordered:

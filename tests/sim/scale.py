@@ -6,14 +6,15 @@ say is made up, at the times at which they would say it. What is assumed:
 - One rank a node, groups of GROUP nodes, one parity row, no faults. Ranks seal within SPREAD_S of
   each other; a stripe is stored CODE_S after the last seal of its group; a message takes LATENCY_S
   on the average, now and then five times as long.
-- Every node tells every other two things a snapshot: that it has sealed, and that it has stored.
-  (The daemons tell more: what is freed, what was counted.) So a node hears 2 (N - 1) messages.
+- A node tells those of its group that it has sealed, and every node that it has done its part: its
+  parity is stored. So a node hears as many messages as there are other nodes, and one more of each
+  in its group. (What is freed and counted comes with heartbeats: one a second of each node.)
 - What one costs is measured at some moments spread over the snapshot, in CPU time of this thread;
   the others take their place without conclusions. It is the core's cost alone, that of the next
   orders included: no conversion, no socket.
 - The watermark's delay counts from the last seal to the coordinator's conclusion. Network: as if
-  work cost no time. Each: each message is concluded from before the next is heard, as the daemon
-  does. Batched: everything that has come is concluded from at once.
+  work cost no time. Each: each message is concluded from before the next is heard. Batched:
+  everything that has come is concluded from at once, as the daemon does.
 - Beyond `membership.MAX_PEERS` a daemon meets no further nodes; here that bound is lifted.
 """
 
@@ -26,7 +27,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -46,7 +47,7 @@ from snapshotd.metadata import (
     TrainerFacts,
     Version,
 )
-from snapshotd.rpc.convert import decision_to, node_to
+from snapshotd.rpc.telling import Tellings
 
 from .clock import Clock, about
 
@@ -67,9 +68,8 @@ class Outcome:
         hear_ms: CPU time of one, with what is concluded from it; the median of the samples.
         work_s: CPU time of all of them, each concluded from.
         network_s, each_s, batched_s: delay of the watermark, see above.
-        message_bytes: of one message.
-        decision_bytes: of these, the decision with its groups and incarnations.
-        members_bytes: of these, the members it has met.
+        message_bytes: of one message, which tells what is other than before.
+        whole_bytes: of one that tells all, as to a node that was started anew.
     """
 
     nodes: int
@@ -80,8 +80,7 @@ class Outcome:
     each_s: float
     batched_s: float
     message_bytes: int
-    decision_bytes: int
-    members_bytes: int
+    whole_bytes: int
 
 
 class Job:
@@ -132,7 +131,7 @@ class Job:
         slots = (self.slot(shard, sealed, stored),)
         name, jobs = self.homes[shard].node, (self._facts,)
         return NodeFacts(
-            "sim", name, "1", sequence, name, members=self._members, slots=slots, jobs=jobs
+            "sim", name, "1", sequence, _ADDRESS, members=self._members, slots=slots, jobs=jobs
         )
 
     def times(self, chance: random.Random) -> tuple[dict[int, float], dict[int, float]]:
@@ -191,7 +190,9 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
     sealed_s, stored_s = job.times(chance)
     arrivals: list[float] = []
     costs: list[float] = []
-    count = 2 * (nodes - 1)
+    mine = set(job.groups[0].shards)
+    assert 0 in mine
+    count = nodes - 1 + len(mine) - 1
     looked_at = {count * (2 * i + 1) // (2 * samples) for i in range(samples)}
 
     def arrive(facts: NodeFacts) -> None:
@@ -199,6 +200,7 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
         if len(arrivals) in looked_at:
             begun_s = time.thread_time()
             assert board.hear(facts, now_s) is None
+            board.conclude(now_s)
             board.orders(now_s)
             costs.append(time.thread_time() - begun_s)
         else:
@@ -216,7 +218,8 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
             clock.after(sealed_s[0], lambda: of_my_own(0))
             clock.after(stored_s[0], lambda: of_my_own(1))
             continue
-        clock.after(sealed_s[shard], lambda s=shard: say(s, 2, 0))  # type: ignore[misc]
+        if shard in mine:
+            clock.after(sealed_s[shard], lambda s=shard: say(s, 2, 0))  # type: ignore[misc]
         clock.after(stored_s[shard], lambda s=shard: say(s, 3, 1))  # type: ignore[misc]
     clock.run_until(60.0)
     assert len(arrivals) == count
@@ -224,7 +227,7 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
     assert _committed(board) == 1, "not committed after all that there is to know"
     cost_s = statistics.median(costs)
     last_seal_s = max(sealed_s.values())
-    message = node_to(job.node(1, 3, 1, 1))
+    whole, other = _told(job.node(1, 2, 1, 0), job.node(1, 3, 1, 1))
     return Outcome(
         nodes=nodes,
         messages=count,
@@ -233,10 +236,19 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
         network_s=arrivals[-1] - last_seal_s,
         each_s=_each(arrivals, cost_s) - last_seal_s,
         batched_s=_batched(arrivals, cost_s) - last_seal_s,
-        message_bytes=message.ByteSize(),
-        decision_bytes=decision_to(job.decision).ByteSize(),
-        members_bytes=sum(m.ByteSize() + 3 for m in message.members),
+        message_bytes=other,
+        whole_bytes=whole,
     )
+
+
+def _told(before: NodeFacts, after: NodeFacts) -> tuple[int, int]:
+    """Bytes of the message that tells all of `before`, and of that which then tells `after`."""
+    speaker, hearer = Tellings(), Tellings()
+    whole = speaker.message("hearer", before)
+    heard = hearer.take(whole)
+    assert heard is not None
+    speaker.take(hearer.message(before.node, replace(before, node="hearer")))
+    return whole.ByteSize(), speaker.message("hearer", after).ByteSize()
 
 
 def _each(arrivals: Sequence[float], cost_s: float) -> float:

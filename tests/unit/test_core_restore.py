@@ -302,6 +302,7 @@ def test_a_dropped_job_is_forgotten_once_nothing_is_left_of_it() -> None:
     assert (told, mind.jobs(), mind.facts.jobs) == ([JOB], (), ())
     tombstone = JobFacts(JOB, epoch=epoch, lineage=epoch)
     mind.hear(NodeFacts("c", "b", "1", 1, "b:1", jobs=(tombstone,)), 1400.0)
+    mind.conclude(1400.0)
     assert mind.jobs() == (), "one that has not forgotten it yet tells nobody who has"
     mind.slot_changed(held, 1401.0)
     assert mind.jobs()[0].dropped, "who finds something of it must know"

@@ -289,6 +289,62 @@ class NodeFacts(_message.Message):
     jobs: _containers.RepeatedCompositeFieldContainer[JobFacts]
     def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., boot: _Optional[str] = ..., sequence: _Optional[int] = ..., address: _Optional[str] = ..., members: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., jobs: _Optional[_Iterable[_Union[JobFacts, _Mapping]]] = ...) -> None: ...
 
+class Telling(_message.Message):
+    __slots__ = ("whole", "difference", "heard")
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    DIFFERENCE_FIELD_NUMBER: _ClassVar[int]
+    HEARD_FIELD_NUMBER: _ClassVar[int]
+    whole: NodeFacts
+    difference: Difference
+    heard: Heard
+    def __init__(self, whole: _Optional[_Union[NodeFacts, _Mapping]] = ..., difference: _Optional[_Union[Difference, _Mapping]] = ..., heard: _Optional[_Union[Heard, _Mapping]] = ...) -> None: ...
+
+class Heard(_message.Message):
+    __slots__ = ("boot", "sequence")
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    boot: str
+    sequence: int
+    def __init__(self, boot: _Optional[str] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class Difference(_message.Message):
+    __slots__ = ("node", "boot", "base", "sequence", "members", "slots", "slots_gone", "jobs", "jobs_gone")
+    NODE_FIELD_NUMBER: _ClassVar[int]
+    BOOT_FIELD_NUMBER: _ClassVar[int]
+    BASE_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_GONE_FIELD_NUMBER: _ClassVar[int]
+    JOBS_FIELD_NUMBER: _ClassVar[int]
+    JOBS_GONE_FIELD_NUMBER: _ClassVar[int]
+    node: str
+    boot: str
+    base: int
+    sequence: int
+    members: Members
+    slots: _containers.RepeatedCompositeFieldContainer[SlotFacts]
+    slots_gone: _containers.RepeatedScalarFieldContainer[int]
+    jobs: _containers.RepeatedCompositeFieldContainer[JobDifference]
+    jobs_gone: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, node: _Optional[str] = ..., boot: _Optional[str] = ..., base: _Optional[int] = ..., sequence: _Optional[int] = ..., members: _Optional[_Union[Members, _Mapping]] = ..., slots: _Optional[_Iterable[_Union[SlotFacts, _Mapping]]] = ..., slots_gone: _Optional[_Iterable[int]] = ..., jobs: _Optional[_Iterable[_Union[JobDifference, _Mapping]]] = ..., jobs_gone: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class Members(_message.Message):
+    __slots__ = ("members",)
+    MEMBERS_FIELD_NUMBER: _ClassVar[int]
+    members: _containers.RepeatedCompositeFieldContainer[PeerAddress]
+    def __init__(self, members: _Optional[_Iterable[_Union[PeerAddress, _Mapping]]] = ...) -> None: ...
+
+class JobDifference(_message.Message):
+    __slots__ = ("facts", "same_decision", "same_pending")
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    SAME_DECISION_FIELD_NUMBER: _ClassVar[int]
+    SAME_PENDING_FIELD_NUMBER: _ClassVar[int]
+    facts: JobFacts
+    same_decision: bool
+    same_pending: bool
+    def __init__(self, facts: _Optional[_Union[JobFacts, _Mapping]] = ..., same_decision: bool = ..., same_pending: bool = ...) -> None: ...
+
 class StatusRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...

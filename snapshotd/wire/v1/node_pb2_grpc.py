@@ -36,8 +36,8 @@ class NodeStub(object):
         """
         self.Exchange = channel.unary_unary(
                 '/snapshotd.wire.v1.Node/Exchange',
-                request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.NodeFacts.SerializeToString,
-                response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.NodeFacts.FromString,
+                request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.SerializeToString,
+                response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.FromString,
                 _registered_method=True)
         self.Status = channel.unary_unary(
                 '/snapshotd.wire.v1.Node/Status',
@@ -101,8 +101,8 @@ def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Exchange': grpc.unary_unary_rpc_method_handler(
                     servicer.Exchange,
-                    request_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.NodeFacts.FromString,
-                    response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.NodeFacts.SerializeToString,
+                    request_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.FromString,
+                    response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.SerializeToString,
             ),
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
@@ -150,8 +150,8 @@ class Node(object):
             request,
             target,
             '/snapshotd.wire.v1.Node/Exchange',
-            snapshotd_dot_wire_dot_v1_dot_node__pb2.NodeFacts.SerializeToString,
-            snapshotd_dot_wire_dot_v1_dot_node__pb2.NodeFacts.FromString,
+            snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.SerializeToString,
+            snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.FromString,
             options,
             channel_credentials,
             insecure,

@@ -89,6 +89,7 @@ def board(parts: Parts) -> None:
         try:
             if part[:1] == b"N" and (facts := parsed(pb.NodeFacts, part[1:])):
                 mind.hear(convert.node_from(facts), now_s)
+                mind.conclude(now_s)
             elif part[:1] == b"S" and (slot := parsed(pb.SlotFacts, part[1:])):
                 mind.slot_changed(convert.slot_from(slot), now_s)
             elif part[:1] == b"D":
