@@ -233,6 +233,18 @@ class Accusation:
 
 
 @dataclass(frozen=True, slots=True)
+class Vow:
+    """Of a job's decisions newer than epoch `since`, a slot has staged this one last, if any.
+
+    Of older ones it does not know: its process is younger.
+    """
+
+    job: str
+    since: int
+    staged: DecisionId | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFacts:
     """What one SMP says of itself."""
 
@@ -244,6 +256,14 @@ class SlotFacts:
     counters: SlotCounters = field(default_factory=SlotCounters)
     short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
     accused: tuple[Accusation, ...] = ()
+    vows: tuple[Vow, ...] = ()  # of jobs whose restore is not over
+
+    def has_staged(self, decision: Decision) -> bool | None:
+        """Whether it has ever brought its part of an unreleased decision here; None: unknown."""
+        vow = next((v for v in self.vows if v.job == decision.job), None)
+        if vow is not None and vow.staged == decision.id:
+            return True
+        return None if vow is None or vow.since >= decision.id.epoch else False
 
     def jobs(self) -> frozenset[str]:
         """Jobs whose trainer or bytes are here."""

@@ -325,28 +325,36 @@ def _next_epoch(now: Situation) -> int:
 
 
 def released(decision: Decision, slots: Slots) -> bool:
-    """Whether every trainer's slot has staged the decision."""
+    """Whether every trainer's slot has staged the decision, also where the trainer is gone since.
+
+    Once it is true it stays so, for whoever sees it later than others did.
+    """
     staged = {
         f.trainer.shard: f.trainer.incarnation
         for f in slots.values()
         if f.trainer is not None and f.trainer.decision == decision.id and f.trainer.staged
     }
+    for member in (m for g in decision.groups for m in g.members):
+        facts = slots.get(member.home)
+        if facts is not None and facts.has_staged(decision):
+            staged[member.shard] = decision.incarnations[member.shard]
     return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
 
 
 def abandoned(decision: Decision, slots: Slots) -> bool:
     """Whether those it is for are gone, so that it will not be released, or is read by nobody.
 
-    A restore needs all of them, and each of them must be what its home tells of; a refusal is kept
-    as long as anybody waits.
+    A restore needs all of them. It is given up where a home tells of somebody else, or of nobody,
+    and has surely not staged it: else others may have seen it released. A refusal is kept as long
+    as anybody waits.
     """
     if decision.refusal:
         trainers = (f.trainer for f in slots.values())
         return not any(t and t.waiting and t.incarnation in decision.incarnations for t in trainers)
     for member in (m for g in decision.groups for m in g.members):
         facts = slots.get(member.home)
-        if facts is None or not facts.address:
-            continue  # nothing is known of it now
+        if facts is None or not facts.address or facts.has_staged(decision) is not False:
+            continue  # nothing is known of it now, or not enough
         here = facts.trainer.incarnation if facts.trainer else ""
         if here != decision.incarnations[member.shard]:
             return True

@@ -28,6 +28,7 @@ from snapshotd.core.protection import Slots, demanded, lacking
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import Retention, superseded
+from snapshotd.core.vows import Vows
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,
@@ -63,7 +64,8 @@ class SlotMachine:
     def __init__(self, home: Home, generations: int) -> None:
         self.home = home
         self._generations = generations
-        self.orders = Orders()
+        self._orders = Orders()
+        self._vows = Vows()
         self.trainer: TrainerFacts | None = None
         self._holdings = Holdings()
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
@@ -89,7 +91,20 @@ class SlotMachine:
             parity=parity,
             counters=replace(counters, aborted=self.aborted) if self.aborted else counters,
             short=tuple(sorted(self.short)),
+            vows=self._vows.of(self._orders.jobs),
         )
+
+    # -- events: the supervisor
+
+    @property
+    def orders(self) -> Orders:
+        """What the supervisor has told last."""
+        return self._orders
+
+    @orders.setter
+    def orders(self, orders: Orders) -> None:
+        self._orders = orders
+        self._vows.follow(orders.jobs)
 
     # -- events: the trainer
 
@@ -213,6 +228,7 @@ class SlotMachine:
         """This slot's shard of the decided version is here and verified."""
         if self.trainer is not None and self.trainer.decision == decision:
             self.trainer = replace(self.trainer, staged=True)
+            self._vows.staged(self.trainer.job, decision)
 
     def stage_failed(self, decision: DecisionId, reason: str) -> None:
         """It cannot be had; the coordinator decides again."""

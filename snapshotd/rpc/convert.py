@@ -32,6 +32,7 @@ from snapshotd.metadata import (
     Tier,
     TrainerFacts,
     Version,
+    Vow,
 )
 from snapshotd.rpc.checks import (
     MAX_HOLDINGS,
@@ -310,6 +311,17 @@ def _accusation_from(m: pb.Accusation) -> Accusation:
     return Accusation(m.node, m.what, m.count, m.cut_off_s)
 
 
+def _vow_to(v: Vow) -> pb.Vow:
+    staged = decision_id_to(v.staged) if v.staged else None
+    return pb.Vow(job=v.job, since=v.since, staged=staged)
+
+
+def _vow_from(m: pb.Vow) -> Vow:
+    check_job(m.job)
+    staged = decision_id_from(m.staged) if m.HasField("staged") else None
+    return Vow(m.job, checked_epoch(m.since), staged)
+
+
 def slot_to(s: SlotFacts) -> pb.SlotFacts:
     return pb.SlotFacts(
         slot=s.slot,
@@ -320,6 +332,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
         short=s.short,
         accused=[_accusation_to(a) for a in s.accused],
+        vows=[_vow_to(v) for v in s.vows],
     )
 
 
@@ -329,6 +342,8 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         raise malformed(f"a slot with {len(m.data)} shards and {len(m.parity)} parity blocks")
     if len(m.accused) > MAX_ACCUSED:
         raise malformed(f"a slot that accuses {len(m.accused)} nodes")
+    if len(m.vows) > MAX_JOBS:
+        raise malformed(f"a slot that speaks of the restores of {len(m.vows)} jobs")
     if m.address:
         check_peer_address(m.address)
     return SlotFacts(
@@ -340,6 +355,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
         short=tuple(m.short),
         accused=tuple(_accusation_from(a) for a in m.accused),
+        vows=tuple(_vow_from(v) for v in m.vows),
     )
 
 

@@ -29,6 +29,7 @@ from snapshotd.metadata import (
     SlotFacts,
     TrainerFacts,
     Version,
+    Vow,
 )
 
 JOB = "job"
@@ -144,12 +145,25 @@ def test_protection_returns_once_those_who_were_to_restore_are_gone() -> None:
     new = [TrainerFacts(JOB, "run", 0, name, i, 2, waiting=True) for i, name in enumerate("pq")]
     slots = {**slots_with(4), Home("c", 0): SlotFacts(0, "up", new[0])}
     unheard = {**slots, Home("d", 0): SlotFacts(0)}  # its SMP starts: it may have the trainer
-    for waits in (slots, unheard, {**slots, Home("d", 0): SlotFacts(0, "up", new[1])}):
+    unsure = {**slots, Home("d", 0): SlotFacts(0, "up")}  # its SMP is younger than the decision
+    there = {**slots, Home("d", 0): SlotFacts(0, "up", new[1])}
+    left = SlotFacts(0, "up", vows=(Vow(JOB, 1, other.id),))  # it had staged: others saw that
+    for waits in (slots, unheard, unsure, there, {**slots, Home("d", 0): left}):
         assert advance(known, waits) == known, "the restore may still be released"
         assert "being restored in epoch 2" in out_of_epoch(trainer(0), known)
-    gone = advance(known, {**slots, Home("d", 0): SlotFacts(0, "up")})
+    gone = advance(known, {**slots, Home("d", 0): SlotFacts(0, "up", vows=(Vow(JOB, 1),))})
     assert (gone.committed, gone.pending, gone.epoch) == (Version(1, 4), None, 2)
     assert out_of_epoch(trainer(0), gone) == ""
+
+
+def test_what_all_have_staged_is_released_also_for_who_hears_it_when_they_are_gone() -> None:
+    who = (Member(0, Home("c", 0)), Member(1, Home("d", 0)))
+    other = Decision(DecisionId(2, "c"), JOB, 2, (Group(who, 1),), ("p", "q"), Version(1, 3))
+    known = replace(settled(Version(1, 3)), pending=other, epoch=2)
+    left = SlotFacts(0, "up", vows=(Vow(JOB, 1, other.id),))
+    after = advance(known, {**slots_with(4), Home("c", 0): left, Home("d", 0): left})
+    assert (after.lineage, after.decision, after.pending) == (2, other, None)
+    assert after.committed == Version(1, 3)
 
 
 def test_a_restored_version_is_committed_again_in_the_new_groups() -> None:
