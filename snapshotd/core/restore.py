@@ -351,6 +351,9 @@ def abandoned(decision: Decision, slots: Slots) -> bool:
     if decision.refusal:
         trainers = (f.trainer for f in slots.values())
         return not any(t and t.waiting and t.incarnation in decision.incarnations for t in trainers)
+    vows = (v for f in slots.values() for v in f.vows if v.job == decision.job and v.staged)
+    if any(v.staged != decision.id for v in vows):
+        return False  # an earlier one, of which that is not known
     for member in (m for g in decision.groups for m in g.members):
         facts = slots.get(member.home)
         if facts is None or not facts.address or facts.has_staged(decision) is not False:

@@ -31,8 +31,9 @@ class Vows:
 
     def of(self, jobs: Iterable[JobFacts]) -> tuple[Vow, ...]:
         """What others must know of the restores that are not over."""
-        return tuple(
-            Vow(job.job, self._since[job.job], self._staged.get(job.job))
-            for job in jobs
-            if job.restoring is not None
-        )
+        return tuple(self._vow(job) for job in jobs if job.restoring is not None)
+
+    def _vow(self, job: JobFacts) -> Vow:
+        staged = self._staged.get(job.job)
+        over = staged is None or staged.epoch <= job.lineage
+        return Vow(job.job, self._since[job.job], None if over else staged)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from tests.bench import (
+    background,
     capture,
     coding,
     daemon,
@@ -30,6 +31,7 @@ BENCHES: Mapping[str, Callable[[Scale], Iterator[Table]]] = {
     "recover": recover.run,
     "memory": memory.run,
     "growth": growth.run,
+    "background": background.run,
     "gpu": gpu.run,
 }
 

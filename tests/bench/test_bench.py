@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from snapshotd.coding.codec import ZfecCodec
-from tests.bench import coding, daemon, gpu, growth, limits, memory, planes, protect, recover
+from tests.bench import (
+    background,
+    coding,
+    daemon,
+    gpu,
+    growth,
+    limits,
+    memory,
+    planes,
+    protect,
+    recover,
+)
 from tests.bench.harness import TINY, Scale, report
 
 needs_isal = pytest.mark.skipif(
@@ -22,6 +33,7 @@ needs_isal = pytest.mark.skipif(
     [
         pytest.param(limits, marks=needs_isal),
         pytest.param(coding, marks=needs_isal),
+        background,
         daemon,
         planes,
         protect,

@@ -151,7 +151,10 @@ def test_protection_returns_once_those_who_were_to_restore_are_gone() -> None:
     for waits in (slots, unheard, unsure, there, {**slots, Home("d", 0): left}):
         assert advance(known, waits) == known, "the restore may still be released"
         assert "being restored in epoch 2" in out_of_epoch(trainer(0), known)
-    gone = advance(known, {**slots, Home("d", 0): SlotFacts(0, "up", vows=(Vow(JOB, 1),))})
+    never = {**slots, Home("d", 0): SlotFacts(0, "up", vows=(Vow(JOB, 1),))}
+    earlier = SlotFacts(0, "up", vows=(Vow(JOB, 1, DecisionId(2, "a")),))
+    assert advance(known, {**never, Home("e", 0): earlier}) == known, "that may be released"
+    gone = advance(known, never)
     assert (gone.committed, gone.pending, gone.epoch) == (Version(1, 4), None, 2)
     assert out_of_epoch(trainer(0), gone) == ""
 

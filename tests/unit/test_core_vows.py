@@ -17,6 +17,7 @@ from snapshotd.metadata import (
     SlotFacts,
     TrainerFacts,
     Version,
+    Vow,
 )
 
 HOME = Home("a", 0)
@@ -60,6 +61,10 @@ def test_who_came_later_does_not_know() -> None:
 def test_nothing_is_said_of_what_is_over() -> None:
     mind = told(TRAINS, RESTORES, replace(TRAINS, lineage=2, decision=DECISION, epoch=2))
     assert facts(mind).vows == ()
+    mind._vows.staged("job", DECISION.id)
+    newer = replace(DECISION, id=DecisionId(3, "a"))
+    mind.orders = Orders((replace(RESTORES, lineage=2, epoch=3, decision=DECISION, pending=newer),))
+    assert facts(mind).vows == (Vow("job", 1),), "what it staged was released"
     mind.orders = Orders()
     mind.orders = Orders((RESTORES,))
     assert facts(mind).has_staged(DECISION) is None, "it had forgotten the job"
