@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Callable, Mapping
 
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.apply import apply
-from snapshotd_client.buffers import reading
+from snapshotd_client.buffers import Reading
 from snapshotd_client.identity import Identity
 from snapshotd_client.results import Restored
 
 
-def bring_back(reply: pb.Restored, who: Identity, states: Mapping[str, object]) -> Restored:
+def bring_back(
+    reply: pb.Restored,
+    who: Identity,
+    states: Mapping[str, object],
+    spent: Callable[[Reading], None],
+) -> Restored:
     """Restore `states` from the segment that the daemon names.
+
+    Args:
+        reply: the daemon's answer.
+        who: this trainer.
+        states: as given to Snapshotter.
+        spent: closes the mapping when nobody waits for it.
 
     Raises:
         StateMismatch, InexactRestore: as `apply` says.
     """
-    with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
-        point("trainer.restore.mapped")
+    reading = Reading(reply.path, reply.image_offset, reply.image_bytes)
+    point("trainer.restore.mapped")
+    try:
         values = apply(
-            image,
+            reading.image,
             reply.manifest_bytes,
             job=who.job,
             world=who.world_size,
             shard=who.rank,
             states=states,
         )
+    except BaseException:
+        # The traceback may hold tensors of it; the mapping goes with the last of them.
+        with contextlib.suppress(BufferError):
+            reading.close()
+        raise
+    spent(reading)
     return Restored(
         step=reply.decision.restore.step,
         tier="local" if reply.decision.tier == node_pb2.TIER_LOCAL else "group",

@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from snapshotd_client.forms import Forms
 from snapshotd_client.leaves import is_wrapper, local_piece
@@ -24,6 +26,15 @@ _SHARDING_HOOK: Final = (
     "torch.distributed.fsdp._fully_shard._fsdp_param_group."
     "FSDPParamGroup._register_state_dict_hooks.<locals>.to_sharded_hook"
 )
+
+#: The last two see to states of other versions, which have other names.
+_LOADERS: Final = (
+    torch.nn.Module._load_from_state_dict,
+    _NormBase._load_from_state_dict,
+    _InstanceNorm._load_from_state_dict,
+)
+#: Of other classes a copy may be more than a copy.
+_TENSORS: Final = (torch.Tensor, torch.nn.Parameter, DTensor)
 
 _SCALARS: Final = (int, float, bool, str, type(None))
 
@@ -39,6 +50,24 @@ def plain_module(module: torch.nn.Module) -> bool:
         and not m._state_dict_hooks
         and all(map(_shards, m._state_dict_pre_hooks.values()))
         and all(_plain(t) for t in chain(m._parameters.values(), m._buffers.values()))
+        for m in module.modules()
+    )
+
+
+def plain_to_load(module: torch.nn.Module) -> bool:
+    """Whether its load_state_dict copies values of the same names and runs nobody's code."""
+    base = torch.nn.Module
+    return plain_module(module) and all(
+        type(m).load_state_dict is base.load_state_dict
+        and type(m)._load_from_state_dict in _LOADERS
+        and type(m).set_extra_state is base.set_extra_state
+        and "load_state_dict" not in vars(m)
+        and not m._load_state_dict_pre_hooks
+        and not m._load_state_dict_post_hooks
+        and all(
+            t is None or type(t) in _TENSORS
+            for t in chain(m._parameters.values(), m._buffers.values())
+        )
         for m in module.modules()
     )
 
