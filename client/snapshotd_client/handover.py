@@ -137,7 +137,7 @@ class Handover:
             captured=captured,
             moving=self._staging.take(captured.moving) if aside else Load(captured.moving, ()),
             trained=trained,
-            watch=Watch(captured.watched),
+            watch=Watch(captured.watched, captured.versions),
             stream=cuda.Stream(captured.devices),
         )
         self._flight = Flight(cargo, self._channel, self._buffers, self._max_stall_s)

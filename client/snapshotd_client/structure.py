@@ -119,6 +119,7 @@ class Structure:
 
     Attributes:
         owners: their names.
+        forms: what their tensors make of their memory; looked at last.
     """
 
     def __init__(self, states: Mapping[str, object]) -> None:
@@ -148,7 +149,7 @@ class Structure:
         self._keys, self._values = self._members()
         live = [v for v in self._values if isinstance(v, torch.Tensor)]
         self._spread = [(t, t._local_tensor, t._spec) for t in live if isinstance(t, DTensor)]
-        self._forms = Forms(map(local_piece, live), live)
+        self.forms = Forms(map(local_piece, live), live)
 
     def holds(self) -> bool:
         """Whether all of it is as it was, but for the bytes."""
@@ -160,10 +161,10 @@ class Structure:
             and _same(keys, self._keys)
             and _same(values, self._values)
             and all(t._local_tensor is p and t._spec is spec for t, p, spec in self._spread)
-            and self._forms.hold()
             and not any(
                 isinstance(v, torch.Tensor) for o in self._optimizers for v in _hyperparameters(o)
             )
+            and self.forms.hold()
         )
 
     def _hooked(self) -> list[object]:
