@@ -16,6 +16,7 @@ import torch
 from snapshotd_client import cuda
 from snapshotd_client.copying import Load, Target
 from snapshotd_client.errors import SnapshotdClientError
+from snapshotd_client.image import frozen_bytes
 
 _Identity = tuple[int, int, int]
 
@@ -108,7 +109,7 @@ class Buffers:
 
 
 class Reading:
-    """The bytes [offset, offset + length) of a segment file, until it is closed.
+    """The bytes [offset, offset + length) of a segment file, until it is closed, or forgotten.
 
     Attributes:
         image: these bytes, read-only.
@@ -128,20 +129,18 @@ class Reading:
             )
         self._whole = memoryview(self._mapping)
         self.image = self._whole[offset : offset + length]
+        self._address = frozen_bytes(self._whole).data_ptr()
 
     def close(self) -> None:
-        """Unmap it; takes some ms for each 256 MiB, for which the interpreter lock is let go.
+        """Unmap it: no tensor may refer to it any more.
 
-        Raises:
-            BufferError: something still refers to the image.
+        Takes some ms for each 256 MiB, for which the interpreter lock is let go.
         """
-        view = torch.frombuffer(self._whole, dtype=torch.uint8)
-        address, length = view.data_ptr(), view.numel()
-        del view
+        length = len(self._mapping)
         self.image.release()
         self._whole.release()
         for start in range(0, length, _SLICE_BYTES):
-            _madvise(address + start, min(_SLICE_BYTES, length - start), mmap.MADV_DONTNEED)
+            _madvise(self._address + start, min(_SLICE_BYTES, length - start), mmap.MADV_DONTNEED)
         self._mapping.close()
 
 

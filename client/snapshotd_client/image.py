@@ -46,7 +46,7 @@ class Image:
         anchors: Mapping[int, Anchor],
     ) -> None:
         self.manifest = manifest
-        self._bytes = _frozen_bytes(buffer)
+        self._bytes = frozen_bytes(buffer)
         self._meshes = meshes
         self._anchors = anchors
         self._storages: dict[tuple[int, bool], Anchor] = {}
@@ -124,7 +124,8 @@ class Image:
         )
 
 
-def _frozen_bytes(buffer: memoryview) -> torch.Tensor:
+def frozen_bytes(buffer: memoryview) -> torch.Tensor:
+    """The bytes of a buffer that may be read-only, as uint8; by one thread only at a time."""
     with warnings.catch_warnings():
         # The image is mapped read-only, and nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
 
 from snapshotd.wire.points import point
@@ -33,20 +32,15 @@ def bring_back(
     """
     reading = Reading(reply.path, reply.image_offset, reply.image_bytes)
     point("trainer.restore.mapped")
-    try:
-        values = apply(
-            reading.image,
-            reply.manifest_bytes,
-            job=who.job,
-            world=who.world_size,
-            shard=who.rank,
-            states=states,
-        )
-    except BaseException:
-        # The traceback may hold tensors of it; the mapping goes with the last of them.
-        with contextlib.suppress(BufferError):
-            reading.close()
-        raise
+    # After an error the traceback may hold tensors of it: it is unmapped with the last of them.
+    values = apply(
+        reading.image,
+        reply.manifest_bytes,
+        job=who.job,
+        world=who.world_size,
+        shard=who.rank,
+        states=states,
+    )
     spent(reading)
     return Restored(
         step=reply.decision.restore.step,
