@@ -35,7 +35,7 @@ from snapshotd_client.owners import (
     kind_of,
 )
 from snapshotd_client.placing import Placing
-from snapshotd_client.structure import plain_to_load
+from snapshotd_client.structure import plain_schedule, plain_to_load
 
 
 def apply(
@@ -249,7 +249,7 @@ def _is_foreign(name: str, state: object) -> bool:
             return not plain_to_load(cast("torch.nn.Module", state))
         case "optimizer":
             return runs_code(cast("torch.optim.Optimizer", state))
-    return True
+    return not plain_schedule(state)
 
 
 def _load_module(module: torch.nn.Module, saved: dict[str, object]) -> None:

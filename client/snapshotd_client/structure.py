@@ -15,6 +15,7 @@ import torch
 from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from snapshotd_client.forms import Forms
 from snapshotd_client.leaves import is_wrapper, local_piece
@@ -33,6 +34,7 @@ _LOADERS: Final = (
     _NormBase._load_from_state_dict,
     _InstanceNorm._load_from_state_dict,
 )
+_SCHEDULES: Final = (LRScheduler.load_state_dict, LambdaLR.load_state_dict)
 #: Of other classes a copy may be more than a copy.
 _TENSORS: Final = (torch.Tensor, torch.nn.Parameter, DTensor)
 
@@ -69,6 +71,15 @@ def plain_to_load(module: torch.nn.Module) -> bool:
             for t in chain(m._parameters.values(), m._buffers.values())
         )
         for m in module.modules()
+    )
+
+
+def plain_schedule(state: object) -> bool:
+    """Whether this is a schedule of torch's, whose load_state_dict sets its own attributes only."""
+    return (
+        isinstance(state, LRScheduler)
+        and type(state).load_state_dict in _SCHEDULES
+        and "load_state_dict" not in vars(state)
     )
 
 

@@ -128,6 +128,40 @@ def test_what_others_write_before_is_written_over(compared):
     assert all(map(same_bits, bits(states), before))
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda opt: torch.optim.lr_scheduler.StepLR(opt, 3),
+        lambda opt: torch.optim.lr_scheduler.LambdaLR(opt, lambda step: 1 / (1 + step)),
+    ],
+)
+def test_a_schedule_of_torch_costs_no_second_pass(make, compared):
+    def job(seed):
+        states = trained(seed)
+        return {**states, "schedule": make(states["opt"])}
+
+    old, new = job(1), job(2)
+    old["opt"].step()
+    old["schedule"].step()
+    put_back(image_of(old), new)
+    assert compared == []
+    assert all(map(same_bits, bits(old), bits(new)))
+    assert new["schedule"].state_dict() == old["schedule"].state_dict()
+
+
+def test_a_schedule_of_ones_own_is_not_trusted():
+    states = trained(1)
+
+    class Mine(torch.optim.lr_scheduler.StepLR):
+        def load_state_dict(self, state_dict):
+            super().load_state_dict(state_dict)
+            states["model"][0].weight.data.zero_()
+
+    states["schedule"] = Mine(states["opt"], 3)
+    with pytest.raises(InexactRestore, match=r"model\.0\.weight"):
+        put_back(image_of(states), states)
+
+
 def test_others_see_what_was_restored_before_them():
     states = trained(1)
     weight, seen = states["model"][0].weight, []
