@@ -1,7 +1,8 @@
 """Puts a shard image back into live training state, in place and exactly.
 
 Order: every check, then modules, tensors, optimizers and the rest in the mapping's order, then a
-comparison with the image, then the random generators, which nothing may disturb afterwards.
+comparison with the image of all that was not compared behind its copy, then the random generators,
+which nothing may disturb afterwards.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from snapshotd_client.errors import InexactRestore, StateMismatch
 from snapshotd_client.exact import all_same_bits, copy_exact, is_expanded
 from snapshotd_client.image import Anchor, Image, meshes_of
 from snapshotd_client.leaves import HIDDEN, RNG, VALUES, dtensors
-from snapshotd_client.optimizers import restore_optimizer
+from snapshotd_client.optimizers import restore_optimizer, runs_code
 from snapshotd_client.owners import (
     MODULE,
     OPTIMIZER,
@@ -33,6 +34,8 @@ from snapshotd_client.owners import (
     cuda_devices,
     kind_of,
 )
+from snapshotd_client.placing import Placing
+from snapshotd_client.structure import plain_schedule, plain_to_load
 
 
 def apply(
@@ -76,7 +79,7 @@ def apply(
     )
     place = manifest.skeleton.image_offset
     skeleton = bytes(manifest_and_image[place : place + manifest.skeleton.bytes])
-    trees = _Trees(image, skeleton)
+    trees = _Trees(image, skeleton, states)
     _refuse(
         [f"{n}: no tree in the snapshot" for n in (*states, VALUES, RNG) if n not in trees.by_owner]
     )
@@ -85,6 +88,7 @@ def apply(
         for name, state in states.items():
             trees.restore(name, state)
             point("trainer.restore.piece")
+        trees.placing.run(compare=True)
         _compare(trees, states)
     point("trainer.restore.compared")
     if on_rng:
@@ -142,8 +146,11 @@ def _anchors(manifest: segment_pb2.Manifest, live: Survey) -> dict[int, Anchor]:
 class _Trees:
     """The snapshot's state trees, and how each goes back into its live object."""
 
-    def __init__(self, image: Image, skeleton: bytes) -> None:
+    def __init__(self, image: Image, skeleton: bytes, states: Mapping[str, object]) -> None:
+        self.placing = Placing()
         self._image = image
+        #: Those whose loading runs code of other people's, and that are still to come.
+        self._foreign = {name for name, state in states.items() if _is_foreign(name, state)}
         self._kinds = dict(image.manifest.names)
         self._made: dict[tuple[int, bool], torch.Tensor] = {}
         self._marks: dict[int, tree.TensorMark] = {}
@@ -167,12 +174,23 @@ class _Trees:
 
     def restore(self, name: str, state: object) -> None:
         """Put the tree of `name` into `state`."""
-        saved = self.by_owner[name]
+        foreign = name in self._foreign
+        if foreign:
+            # It may look at what is restored already, and write to it.
+            self.placing.run(compare=False)
+        self._restore(name, state, self.by_owner[name], foreign=foreign)
+        if foreign:
+            self.placing.forget()
+            self._foreign.remove(name)
+
+    def _restore(self, name: str, state: object, saved: object, *, foreign: bool) -> None:
         match kind_of(name, state):
             case "tensor":
-                copy_exact(cast("torch.Tensor", state), cast("torch.Tensor", saved))
+                self.placing.give(cast("torch.Tensor", state), cast("torch.Tensor", saved))
+            case "module" if foreign:
+                _load_module(cast("torch.nn.Module", state), cast("dict[str, object]", saved))
             case "module":
-                _restore_module(cast("torch.nn.Module", state), cast("dict[str, object]", saved))
+                self._place_module(cast("torch.nn.Module", state), cast("dict[str, object]", saved))
             case "optimizer":
                 restore_optimizer(
                     name,
@@ -180,14 +198,26 @@ class _Trees:
                     cast("dict[str, object]", saved),
                     self._own,
                     self._shared(name),
+                    self.placing,
+                    compare=not self._foreign,
                 )
             case _:
                 state.load_state_dict(saved)  # type: ignore[attr-defined]  # kind_of saw it
 
+    def _place_module(self, module: torch.nn.Module, saved: dict[str, object]) -> None:
+        """What its load_state_dict would do, which is not asked."""
+        live = module.state_dict()
+        if live.keys() != saved.keys():
+            self.placing.forget()
+            _load_module(module, saved)  # which says what it thinks of it
+            return
+        for key, tensor in live.items():
+            self.placing.give(tensor, cast("torch.Tensor", saved[key]))
+
     def _own(self, tensor: torch.Tensor, device: torch.device | None) -> torch.Tensor:
         mark = self._marks.get(id(tensor))
         # A tensor without a mark is a wrapper, made of tensors that are their own already.
-        return tensor if mark is None else self._image.own(mark, device)
+        return tensor if mark is None else self._image.own(mark, device, put=self.placing.fill)
 
     def _shared(self, owner: str) -> frozenset[int]:
         entries = self._image.manifest.tensors
@@ -210,7 +240,19 @@ class _Trees:
         return self._image.manifest
 
 
-def _restore_module(module: torch.nn.Module, saved: dict[str, object]) -> None:
+def _is_foreign(name: str, state: object) -> bool:
+    """Whether restoring it runs other code than torch's and ours."""
+    match kind_of(name, state):
+        case "tensor":
+            return False
+        case "module":
+            return not plain_to_load(cast("torch.nn.Module", state))
+        case "optimizer":
+            return runs_code(cast("torch.optim.Optimizer", state))
+    return not plain_schedule(state)
+
+
+def _load_module(module: torch.nn.Module, saved: dict[str, object]) -> None:
     live = module.state_dict()
     expanded = [
         key
@@ -238,8 +280,10 @@ def _compare(trees: _Trees, states: Mapping[str, object]) -> None:
             continue
         if live is None:
             raise _inexact(entry.name)
-        names.append(entry.name)
-        pairs.append((live, trees.view(index)))
+        saved = trees.view(index)
+        if not trees.placing.known_same(live, saved):
+            names.append(entry.name)
+            pairs.append((live, saved))
     for name, same in zip(names, all_same_bits(pairs), strict=True):
         if not same:
             raise _inexact(name)

@@ -8,8 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Final
 
 import torch
@@ -17,6 +16,7 @@ import torch
 from snapshotd_client import cuda
 from snapshotd_client.copying import Load, Target
 from snapshotd_client.errors import SnapshotdClientError
+from snapshotd_client.image import frozen_bytes
 
 _Identity = tuple[int, int, int]
 
@@ -108,17 +108,40 @@ class Buffers:
         self._mapped.clear()
 
 
-@contextmanager
-def reading(path: str, offset: int, length: int) -> Iterator[memoryview]:
-    """The bytes [offset, offset + length) of a segment file, for the time of the context."""
-    with _map(path, mmap.PROT_READ, os.O_RDONLY) as mapping:
-        if offset + length > len(mapping):
+class Reading:
+    """The bytes [offset, offset + length) of a segment file, until it is closed, or forgotten.
+
+    Attributes:
+        image: these bytes, read-only.
+
+    Raises:
+        SnapshotdClientError: the file is shorter.
+    """
+
+    def __init__(self, path: str, offset: int, length: int) -> None:
+        self._mapping = _map(path, mmap.PROT_READ, os.O_RDONLY)
+        if offset + length > len(self._mapping):
+            held = len(self._mapping)
+            self._mapping.close()
             raise SnapshotdClientError(
-                f"{path} has {len(mapping)} bytes, {offset + length} were expected",
+                f"{path} has {held} bytes, {offset + length} were expected",
                 "The daemon has made the file anew: restore again",
             )
-        with memoryview(mapping) as whole, whole[offset : offset + length] as image:
-            yield image
+        self._whole = memoryview(self._mapping)
+        self.image = self._whole[offset : offset + length]
+        self._address = frozen_bytes(self._whole).data_ptr()
+
+    def close(self) -> None:
+        """Unmap it: no tensor may refer to it any more.
+
+        Takes some ms for each 256 MiB, for which the interpreter lock is let go.
+        """
+        length = len(self._mapping)
+        self.image.release()
+        self._whole.release()
+        for start in range(0, length, _SLICE_BYTES):
+            _madvise(self._address + start, min(_SLICE_BYTES, length - start), mmap.MADV_DONTNEED)
+        self._mapping.close()
 
 
 def _map(path: str, protection: int, flags: int) -> mmap.mmap:

@@ -43,6 +43,7 @@ class Capture:
         moving: what must be copied before anything else runs.
         texts: (image offset, bytes): manifest and skeleton.
         watched: tensors whose versions tell whether `resting` was written to.
+        versions: theirs, where they were read already.
     """
 
     manifest: segment_pb2.Manifest
@@ -52,6 +53,7 @@ class Capture:
     moving: Sequence[Piece]
     texts: tuple[tuple[int, bytes], ...]
     watched: Sequence[torch.Tensor]
+    versions: Sequence[int] | None
     #: Keeps tensors alive whose storages the pieces point into.
     _leaves: Sequence[Leaf]
 
@@ -176,6 +178,18 @@ class Planner:
         own, others = _storages(constant.leaves), _storages(changing.leaves)
         kept_extents = 1 + max((p.extent for p in places[:count]), default=-1) if own else 0
         pieces = [Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)]
+        watching = watched(
+            [
+                leaf
+                for leaf, place in zip(leaves, places, strict=True)
+                if place.extent in quiet and local_piece(leaf.tensor).numel()
+            ]
+        )
+        # Extents of what changes from step to step are found again each time; where they mix with
+        # the others, or may be copied later, there is nothing to keep.
+        entangled = own & others or any(i >= kept_extents for i in quiet)
+        if not entangled:
+            watching = structure.forms.watch(watching)
         kept = _Kept(
             structure=structure,
             leaves=constant.leaves,
@@ -188,17 +202,8 @@ class Planner:
             layout=layout,
             resting=Load([p for i, p in enumerate(pieces) if i in quiet], layout.gaps),
             moving=[p for i, p in enumerate(pieces[:kept_extents]) if i not in quiet],
-            watched=watched(
-                [
-                    leaf
-                    for leaf, place in zip(leaves, places, strict=True)
-                    if place.extent in quiet and local_piece(leaf.tensor).numel()
-                ]
-            ),
+            watched=watching,
         )
-        # Extents of what changes from step to step are found again each time; where they mix with
-        # the others, or may be copied later, there is nothing to keep.
-        entangled = own & others or any(i >= kept_extents for i in quiet)
         # Reading the state may change it: FSDP2 shards its parameters for it.
         self._kept = kept if not entangled and structure.holds() else None
         moving = [p for i, p in enumerate(pieces) if i not in quiet]
@@ -226,7 +231,10 @@ class Planner:
         offsets = kept.layout.offsets[kept.extents :]
         fresh = [Piece(*pair) for pair in zip(offsets, extents, strict=True)]
         leaves = [*kept.leaves, *changing.leaves]
-        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves)
+        # Where other code was asked for its state, it may have written to what is watched.
+        alone = kept.structure.owners >= self._states.keys()
+        versions = kept.structure.forms.versions if alone else None
+        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves, versions)
 
     def _collect_changing(
         self, constant: frozenset[str], values: Mapping[str, object], first: int
@@ -270,7 +278,12 @@ def merge_groups(trees: dict[str, object]) -> None:
 
 
 def _capture(
-    kept: _Kept, step: int, rest: bytes, moving: Sequence[Piece], leaves: Sequence[Leaf]
+    kept: _Kept,
+    step: int,
+    rest: bytes,
+    moving: Sequence[Piece],
+    leaves: Sequence[Leaf],
+    versions: Sequence[int] | None = None,
 ) -> Capture:
     layout = kept.layout
     # Messages are merged where they are joined: what is the same need not be serialized again.
@@ -290,6 +303,7 @@ def _capture(
             (layout.skeleton_offset + known, rest.ljust(layout.skeleton_bytes - known, b"\0")),
         ),
         watched=kept.watched,
+        versions=versions,
         _leaves=leaves,
     )
 

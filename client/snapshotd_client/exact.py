@@ -40,14 +40,18 @@ def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
         return False
     mine, other = _dense(left), _dense(right)
     # torch.equal on bytes takes ten times as long.
-    return _memcmp(mine.data_ptr(), other.data_ptr(), mine.nbytes) == 0
+    return memcmp(mine.data_ptr(), other.data_ptr(), mine.nbytes) == 0
 
 
 def all_same_bits(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> Iterator[bool]:
     """`same_bits` of each pair, in order, computed in some threads."""
-    threads = min(len(os.sched_getaffinity(0)), _MOST_THREADS)
-    with ThreadPoolExecutor(threads) as pool:
+    with ThreadPoolExecutor(thread_count()) as pool:
         yield from pool.map(lambda pair: same_bits(*pair), pairs)
+
+
+def thread_count() -> int:
+    """How many threads of this process may move bytes at once."""
+    return min(len(os.sched_getaffinity(0)), _MOST_THREADS)
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
@@ -55,11 +59,11 @@ def _dense(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
 
 
-def _c_memcmp() -> Callable[[int, int, int], int]:
+def __c_memcmp() -> Callable[[int, int, int], int]:
     """Lets go of the interpreter lock, as ctypes does."""
     function = ctypes.CDLL(None).memcmp
     function.argtypes = (ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
     return function
 
 
-_memcmp: Final = _c_memcmp()
+memcmp: Final = __c_memcmp()

@@ -6,8 +6,9 @@ address: `p.data = p.data.t()`. No version counter tells.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from operator import eq
+from collections.abc import Iterable, Iterator, Sequence
+from operator import attrgetter, eq
+from typing import Final
 
 import torch
 
@@ -18,40 +19,86 @@ except ImportError:  # it is no public name
     TensorGuards = None  # type: ignore[assignment, misc]  # as declared by torch
 
 
+#: So many tensors are asked everything one after the other, before the next ones are: what they
+#: touch fits a core's cache, and is fetched from memory once, not for each question.
+_TOGETHER: Final = 256
+
+_version = attrgetter("_version")
+
+
 class Forms:
     """Form and address of some tensors, as they are now.
 
     Args:
         tensors: strided, each with memory of its own or shared; one may come more than once.
         wrappers: tensors whose memory is not asked for, such as DTensors.
+
+    Attributes:
+        versions: of the tensors that `watch` returned, as read when `hold` was last true.
     """
 
     def __init__(
         self, tensors: Iterable[torch.Tensor], wrappers: Iterable[torch.Tensor] = ()
     ) -> None:
-        self._tensors = [*{id(t): t for t in tensors}.values()]
-        self._all = [*{id(t): t for t in (*self._tensors, *wrappers)}.values()]
-        self._addresses = [*map(torch.Tensor.data_ptr, self._tensors)]
-        self._guards = None
-        self._forms: list[object] = []
-        if TensorGuards is None:
-            self._forms = [*map(_form, self._all)]
-        elif self._all:
-            self._guards = TensorGuards(
-                *self._all, dynamic_dims_sizes=None, dynamic_dims_strides=None
-            )
+        own = {id(t): t for t in tensors}
+        other = {id(t): t for t in wrappers if id(t) not in own}
+        self._parts = [_Part(some, some) for some in _cut([*own.values()])]
+        self._parts += [_Part((), some) for some in _cut([*other.values()])]
+        self._others: list[torch.Tensor] = []
+        self.versions: list[int] = []
+
+    def watch(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Have `hold` read their version counters on the way; they come back in its order."""
+        wanted = {id(t): t for t in tensors}
+        ordered: list[torch.Tensor] = []
+        for part in self._parts:
+            part.watched = [wanted.pop(id(t)) for t in part.all if id(t) in wanted]
+            ordered += part.watched
+        # What a module's state_dict gives is another object, with the same counter.
+        self._others = [*wanted.values()]
+        return [*ordered, *self._others]
 
     def hold(self) -> bool:
         """Whether all tensors still read the same memory in the same way."""
-        return self._addresses_hold() and self._forms_hold()
+        versions: list[int] = []
+        for part in self._parts:
+            if not part.holds():
+                return False
+            versions += map(_version, part.watched)
+        self.versions = [*versions, *map(_version, self._others)]
+        return True
+
+
+class _Part:
+    """Some of the tensors."""
+
+    def __init__(self, tensors: Sequence[torch.Tensor], every: Sequence[torch.Tensor]) -> None:
+        self.all = every
+        self.watched: list[torch.Tensor] = []
+        self._tensors = tensors
+        self._addresses = [*map(torch.Tensor.data_ptr, tensors)]
+        self._guards = None
+        self._forms: list[object] = []
+        if TensorGuards is None:
+            self._forms = [*map(_form, every)]
+        else:
+            self._guards = TensorGuards(*every, dynamic_dims_sizes=None, dynamic_dims_strides=None)
+
+    def holds(self) -> bool:
+        return self._forms_hold() and self._addresses_hold()
 
     def _addresses_hold(self) -> bool:
         return all(map(eq, map(torch.Tensor.data_ptr, self._tensors), self._addresses))
 
     def _forms_hold(self) -> bool:
         if self._guards is None:
-            return [*map(_form, self._all)] == self._forms
-        return bool(self._guards.check(*self._all))
+            return [*map(_form, self.all)] == self._forms
+        return bool(self._guards.check(*self.all))
+
+
+def _cut(tensors: Sequence[torch.Tensor]) -> Iterator[Sequence[torch.Tensor]]:
+    for start in range(0, len(tensors), _TOGETHER):
+        yield tensors[start : start + _TOGETHER]
 
 
 def _form(tensor: torch.Tensor) -> Sequence[object]:

@@ -15,7 +15,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import capture as capturing
 from snapshotd_client import cuda
-from snapshotd_client.buffers import Buffers
+from snapshotd_client.buffers import Buffers, Reading
 from snapshotd_client.channel import Channel
 from snapshotd_client.copying import Load
 from snapshotd_client.courier import Courier
@@ -74,6 +74,7 @@ class Handover:
         self._planned: tuple[Layout, list[segment_pb2.StorageExtent]] | None = None
         self._flight: Flight | None = None
         self._readying: Readying | None = None
+        self._spent: list[Reading] = []
         self._courier = Courier()
         self._overlap = overlap == "on"
         self._torn_in_a_row = 0
@@ -91,6 +92,10 @@ class Handover:
         """Whether a snapshot is on its way, and the channel in its hands."""
         return self._flight is not None and not self._flight.done.is_set()
 
+    def unmap_later(self, image: Reading) -> None:
+        """Have it closed while the next snapshots are made ready."""
+        self._spent.append(image)
+
     def make_ready(self, segments: Sequence[tuple[str, int]], *, at_once: bool) -> None:
         """Do now what the first snapshot would do: plan it, map and touch where it may go.
 
@@ -98,12 +103,15 @@ class Handover:
             segments: paths, and where their images start.
             at_once: all of it before this returns, not while training begins.
         """
+        spent, self._spent = self._spent, []
         try:
             captured = self._planner.plan(0, {})
         except SnapshotdClientError:
+            for image in spent:
+                image.close()
             return  # what cannot be captured yet, a step will tell
         self._look_at(captured)
-        self._readying = Readying(self._buffers, segments, captured.resting)
+        self._readying = Readying(self._buffers, segments, captured.resting, spent)
         aside = self._overlap and _fits_aside(captured)
         if aside:
             self._staging.take(captured.moving)
@@ -129,7 +137,7 @@ class Handover:
             captured=captured,
             moving=self._staging.take(captured.moving) if aside else Load(captured.moving, ()),
             trained=trained,
-            watch=Watch(captured.watched),
+            watch=Watch(captured.watched, captured.versions),
             stream=cuda.Stream(captured.devices),
         )
         self._flight = Flight(cargo, self._channel, self._buffers, self._max_stall_s)

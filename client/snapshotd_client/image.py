@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,8 +14,10 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.extents import storage_bytes, tensor_at
 from snapshotd_client.leaves import mesh_key, placement_of
-from snapshotd_client.pages import roomy
 from snapshotd_client.tree import TensorMark
+
+#: Has the second's bytes in the first: at once, or when it is told to.
+Put = Callable[[torch.Tensor, torch.Tensor], object]
 
 _MeshKey = tuple[tuple[int, ...], tuple[str, ...]]
 
@@ -44,7 +46,7 @@ class Image:
         anchors: Mapping[int, Anchor],
     ) -> None:
         self.manifest = manifest
-        self._bytes = _frozen_bytes(buffer)
+        self._bytes = frozen_bytes(buffer)
         self._meshes = meshes
         self._anchors = anchors
         self._storages: dict[tuple[int, bool], Anchor] = {}
@@ -59,7 +61,12 @@ class Image:
         return self._spread(entry, _plain(entry, base, conj=conj, neg=neg))
 
     def own(
-        self, mark: TensorMark, device: torch.device | None = None, *, private: bool = False
+        self,
+        mark: TensorMark,
+        device: torch.device | None = None,
+        *,
+        private: bool = False,
+        put: Put = torch.Tensor.copy_,
     ) -> torch.Tensor:
         """Tensor `mark` in memory of its own, on the kind of device it came from.
 
@@ -70,16 +77,17 @@ class Image:
             mark: which tensor.
             device: where to make it, if of the kind it came from; else that kind's current one.
             private: share with nothing but other private tensors.
+            put: fills memory that is new.
         """
         entry = self.manifest.tensors[mark.index]
         if device is None or device.type != entry.device_type:
             device = torch.device(entry.device_type)
-        base = self._storage(entry, device, private=private)
+        base = self._storage(entry, device, put, private=private)
         tensor = self._spread(entry, _plain(entry, base, conj=mark.conj, neg=mark.neg))
         return _as_class(tensor, mark.cls, requires_grad=entry.requires_grad)
 
     def _storage(
-        self, entry: segment_pb2.TensorEntry, device: torch.device, *, private: bool
+        self, entry: segment_pb2.TensorEntry, device: torch.device, put: Put, *, private: bool
     ) -> Anchor:
         if not all(entry.shape):
             return Anchor(torch.empty(0, device=device).untyped_storage(), 0)
@@ -89,8 +97,9 @@ class Image:
         if key not in self._storages:
             extent = self.manifest.extents[entry.extent]
             source = storage_bytes(self._bytes.untyped_storage(), extent.image_offset, extent.bytes)
-            copy = roomy(torch.empty(extent.bytes, dtype=torch.uint8, device=device)).copy_(source)
-            self._storages[key] = Anchor(copy.untyped_storage(), 0)
+            fresh = torch.empty(extent.bytes, dtype=torch.uint8, device=device)
+            put(fresh, source)
+            self._storages[key] = Anchor(fresh.untyped_storage(), 0)
         return self._storages[key]
 
     def _spread(self, entry: segment_pb2.TensorEntry, local: torch.Tensor) -> torch.Tensor:
@@ -115,7 +124,8 @@ class Image:
         )
 
 
-def _frozen_bytes(buffer: memoryview) -> torch.Tensor:
+def frozen_bytes(buffer: memoryview) -> torch.Tensor:
+    """The bytes of a buffer that may be read-only, as uint8; by one thread only at a time."""
     with warnings.catch_warnings():
         # The image is mapped read-only, and nothing here writes to it.
         warnings.filterwarnings("ignore", message="The given buffer is not writable")

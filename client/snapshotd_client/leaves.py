@@ -117,8 +117,10 @@ def is_wrapper(tensor: torch.Tensor) -> bool:
 
 def local_piece(tensor: torch.Tensor) -> torch.Tensor:
     """The strided tensor that holds this process's bytes; shares memory with `tensor`."""
+    if not isinstance(tensor, DTensor):
+        return tensor
     with torch.no_grad():
-        return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+        return tensor.to_local()
 
 
 def refuse_unsupported(name: str, tensor: torch.Tensor) -> None:

@@ -12,8 +12,8 @@ from typing import cast
 
 import torch
 
-from snapshotd_client.exact import copy_exact
 from snapshotd_client.leaves import local_piece, walk
+from snapshotd_client.placing import Placing
 
 #: Gives the tensor to live on for a name, a tensor of the saved tree and a wanted device.
 MakeOwn = Callable[[torch.Tensor, torch.device | None], torch.Tensor]
@@ -25,6 +25,9 @@ def restore_optimizer(
     saved: dict[str, object],
     own: MakeOwn,
     shared: frozenset[int],
+    placing: Placing,
+    *,
+    compare: bool,
 ) -> None:
     """Load `saved` into `optimizer`, into tensors it already has where they fit.
 
@@ -34,14 +37,27 @@ def restore_optimizer(
         saved: its state dict, with tensors that view the image.
         own: gives a tensor of the saved tree in memory of its own.
         shared: ids of saved tensors that share memory with others, so must be made together.
+        placing: what it was given is done before `optimizer` loads.
+        compare: as in `Placing.run`.
     """
-    resolver = _Resolver(name, optimizer, own, shared)
+    resolver = _Resolver(name, optimizer, own, shared, placing)
     resolved = cast("dict[str, object]", resolver.resolve(name, saved, None))
+    placing.run(compare=compare)
     optimizer.load_state_dict(resolved)
     if _is_customised(optimizer):
         # Its own hooks decide what the saved form means; the comparison afterwards judges them.
         return
     _set_state(optimizer, resolved)
+
+
+def runs_code(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether loading its state runs other code than torch's own."""
+    unpickled = getattr(type(optimizer).__setstate__, "__module__", "")
+    return (
+        _is_customised(optimizer)
+        or bool(optimizer._optimizer_load_state_dict_post_hooks)
+        or not unpickled.startswith("torch.optim.")
+    )
 
 
 def _is_customised(optimizer: torch.optim.Optimizer) -> bool:
@@ -79,11 +95,13 @@ class _Resolver:
         optimizer: torch.optim.Optimizer,
         own: MakeOwn,
         shared: frozenset[int],
+        placing: Placing,
     ) -> None:
         self._live = {n: t for n, t, hidden in walk(optimizer.state_dict(), name) if not hidden}
         self._devices = dict(_state_devices(name, optimizer))
         self._own = own
         self._shared = shared
+        self._placing = placing
         #: By id of the saved node, which is kept so that its id stays its own.
         self._done: dict[int, tuple[object, object]] = {}
 
@@ -119,7 +137,7 @@ class _Resolver:
         live = self._live.get(name)
         owned_type = type(live) is type(saved)
         if live is not None and owned_type and id(saved) not in self._shared and _fits(live, saved):
-            copy_exact(live, saved)
+            self._placing.give(live, saved)
             return live
         return self._own(saved, device)
 

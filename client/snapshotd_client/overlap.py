@@ -75,11 +75,18 @@ def _state_tensors(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
 
 
 class Watch:
-    """Version counters of some tensors, from now on."""
+    """Version counters of some tensors, from now on.
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    Args:
+        tensors: in any order.
+        before: their counters, where they were read already.
+    """
+
+    def __init__(
+        self, tensors: Sequence[torch.Tensor], before: Sequence[int] | None = None
+    ) -> None:
         self._tensors = tensors
-        self._before = [*map(_version, tensors)]
+        self._before = [*map(_version, tensors)] if before is None else before
 
     def moved(self) -> bool:
         """Whether any of them was written to since. Only the thread that trains can tell."""

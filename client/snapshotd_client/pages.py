@@ -1,25 +1,28 @@
-"""Asks the kernel for large pages under memory that is about to be filled for the first time."""
+"""Pages under memory that is about to be filled for the first time."""
 
 from __future__ import annotations
 
 import ctypes
+import mmap
 from collections.abc import Callable
 from typing import Final
 
-import torch
+#: mmap.MADV_POPULATE_WRITE, which Python does not name. Linux 5.14 and later.
+_MADV_POPULATE_WRITE: Final = 23
+#: Less is not worth the call.
+_LEAST_BYTES: Final = 128 << 10
 
-#: mmap.MADV_HUGEPAGE; a hint, and nothing more.
-_MADV_HUGEPAGE: Final = 14
-_HUGE_BYTES: Final = 2 << 20
 
+def touch(address: int, nbytes: int) -> None:
+    """Have pages under memory that is about to be filled, all at once: a fault for each is dearer.
 
-def roomy(tensor: torch.Tensor) -> torch.Tensor:
-    """The same tensor, new and dense: its first touch in pages of 4 KiB outlasts a copy into it."""
-    start = -(-tensor.data_ptr() // _HUGE_BYTES) * _HUGE_BYTES
-    length = (tensor.data_ptr() + tensor.nbytes - start) // _HUGE_BYTES * _HUGE_BYTES
-    if tensor.device.type == "cpu" and length > 0:
-        _madvise(start, length, _MADV_HUGEPAGE)  # refused where the kernel has none
-    return tensor
+    Not large ones: where memory is in pieces, the kernel takes long to bring 2 MiB together. Any
+    thread may call it; the interpreter lock is let go. A kernel that does not know it refuses.
+    """
+    if nbytes >= _LEAST_BYTES:
+        start = address // mmap.PAGESIZE * mmap.PAGESIZE
+        end = -(-(address + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
+        _madvise(start, end - start, _MADV_POPULATE_WRITE)
 
 
 def _c_madvise() -> Callable[[int, int, int], int]:

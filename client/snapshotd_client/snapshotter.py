@@ -179,8 +179,11 @@ class Snapshotter:
         decision = reply.decision
         if decision.WhichOneof("outcome") == "refusal":
             raise refusal_of(decision)
+        spent = self._handover.unmap_later
         restored = (
-            bring_back(reply, self._who, self._states) if decision.HasField("restore") else None
+            bring_back(reply, self._who, self._states, spent)
+            if decision.HasField("restore")
+            else None
         )
         self._decision = decision.id
         self._news.forget_committed()

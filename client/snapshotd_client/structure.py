@@ -13,6 +13,9 @@ from typing import Any, Final
 
 import torch
 from torch.distributed.tensor import DTensor
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from snapshotd_client.forms import Forms
 from snapshotd_client.leaves import is_wrapper, local_piece
@@ -24,6 +27,16 @@ _SHARDING_HOOK: Final = (
     "torch.distributed.fsdp._fully_shard._fsdp_param_group."
     "FSDPParamGroup._register_state_dict_hooks.<locals>.to_sharded_hook"
 )
+
+#: The last two see to states of other versions, which have other names.
+_LOADERS: Final = (
+    torch.nn.Module._load_from_state_dict,
+    _NormBase._load_from_state_dict,
+    _InstanceNorm._load_from_state_dict,
+)
+_SCHEDULES: Final = (LRScheduler.load_state_dict, LambdaLR.load_state_dict)
+#: Of other classes a copy may be more than a copy.
+_TENSORS: Final = (torch.Tensor, torch.nn.Parameter, DTensor)
 
 _SCALARS: Final = (int, float, bool, str, type(None))
 
@@ -40,6 +53,33 @@ def plain_module(module: torch.nn.Module) -> bool:
         and all(map(_shards, m._state_dict_pre_hooks.values()))
         and all(_plain(t) for t in chain(m._parameters.values(), m._buffers.values()))
         for m in module.modules()
+    )
+
+
+def plain_to_load(module: torch.nn.Module) -> bool:
+    """Whether its load_state_dict copies values of the same names and runs nobody's code."""
+    base = torch.nn.Module
+    return plain_module(module) and all(
+        type(m).load_state_dict is base.load_state_dict
+        and type(m)._load_from_state_dict in _LOADERS
+        and type(m).set_extra_state is base.set_extra_state
+        and "load_state_dict" not in vars(m)
+        and not m._load_state_dict_pre_hooks
+        and not m._load_state_dict_post_hooks
+        and all(
+            t is None or type(t) in _TENSORS
+            for t in chain(m._parameters.values(), m._buffers.values())
+        )
+        for m in module.modules()
+    )
+
+
+def plain_schedule(state: object) -> bool:
+    """Whether this is a schedule of torch's, whose load_state_dict sets its own attributes only."""
+    return (
+        isinstance(state, LRScheduler)
+        and type(state).load_state_dict in _SCHEDULES
+        and "load_state_dict" not in vars(state)
     )
 
 
@@ -90,6 +130,7 @@ class Structure:
 
     Attributes:
         owners: their names.
+        forms: what their tensors make of their memory; looked at last.
     """
 
     def __init__(self, states: Mapping[str, object]) -> None:
@@ -119,7 +160,7 @@ class Structure:
         self._keys, self._values = self._members()
         live = [v for v in self._values if isinstance(v, torch.Tensor)]
         self._spread = [(t, t._local_tensor, t._spec) for t in live if isinstance(t, DTensor)]
-        self._forms = Forms(map(local_piece, live), live)
+        self.forms = Forms(map(local_piece, live), live)
 
     def holds(self) -> bool:
         """Whether all of it is as it was, but for the bytes."""
@@ -131,10 +172,10 @@ class Structure:
             and _same(keys, self._keys)
             and _same(values, self._values)
             and all(t._local_tensor is p and t._spec is spec for t, p, spec in self._spread)
-            and self._forms.hold()
             and not any(
                 isinstance(v, torch.Tensor) for o in self._optimizers for v in _hyperparameters(o)
             )
+            and self.forms.hold()
         )
 
     def _hooked(self) -> list[object]:

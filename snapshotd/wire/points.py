@@ -30,7 +30,7 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "trainer.restore.answered": "it knows what to restore, and has read none of it",
         "trainer.restore.mapped": "the image is mapped",
         "trainer.restore.checked": "the snapshot fits, nothing live is changed",
-        "trainer.restore.piece": "one of its states is restored",
+        "trainer.restore.piece": "one of its states is restored, or about to be",
         "trainer.restore.compared": "all is restored but the random generators",
         "trainer.restore.finished": "restore() is about to return",
         "trainer.step.planned": "the state is surveyed, no buffer is asked for",

@@ -458,3 +458,84 @@ def test_hyperparameters_come_back(job: Job) -> None:
         job.opt.state_dict()["param_groups"][0]
     )
     other.handover.close()
+
+
+def in_flight(job: Job, write) -> bool:
+    """Whether a snapshot is torn that `write` ran under, of objects that were planned before."""
+    job.begin()
+    assert not job.handover.collect().torn
+    job.desk.open.clear()
+    job.begin()
+    assert job.handover._flight._cargo.captured.layout is job.handover._planned[0]
+    write()
+    job.desk.open.set()
+    return job.handover.collect().torn
+
+
+@pytest.mark.parametrize("which", ["small", "large"])
+def test_a_parameter_that_moves_under_a_later_copy_is_seen(job: Job, which: str) -> None:
+    def write() -> None:
+        with torch.no_grad():
+            getattr(job.model, which).bias.add_(1)
+
+    assert in_flight(job, write)
+
+
+@pytest.mark.parametrize("key", ["step", "exp_avg", "exp_avg_sq"])
+def test_moments_that_move_under_a_later_copy_are_seen(job: Job, key: str) -> None:
+    assert in_flight(job, lambda: [*job.opt.state.values()][-1][key].add_(1))
+
+
+def test_an_update_between_two_snapshots_is_no_tear(job: Job) -> None:
+    for _ in range(3):
+        job.begin()
+        job.train()
+        assert not job.handover.collect().torn
+
+
+class Busybody:
+    """Writes to a parameter whenever its state is asked for."""
+
+    def __init__(self) -> None:
+        self.parameter: torch.Tensor | None = None
+
+    def state_dict(self) -> dict[str, int]:
+        if self.parameter is not None:
+            with torch.no_grad():
+                self.parameter.add_(1)
+        return {}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        pass
+
+
+def test_who_writes_while_asked_for_its_state_tears_nothing(desk: Desk) -> None:
+    other = Busybody()
+    job = Job(desk, other=other)
+    other.parameter = job.model.large.weight
+    for _ in range(2):
+        job.begin()
+        assert not job.handover.collect().torn
+    other.parameter = None
+    job.handover.close()
+
+
+def test_forms_of_many_tensors_are_asked_by_parts() -> None:
+    tensors = [torch.zeros(2, 3) for _ in range(2 * forms._TOGETHER + 3)]
+    alias = tensors[5].detach()
+    known = forms.Forms(tensors)
+    watched = known.watch([alias, tensors[-1], tensors[7]])
+    assert [id(t) for t in watched] == [id(tensors[7]), id(tensors[-1]), id(alias)]
+    tensors[5].add_(1)
+    tensors[-1].add_(1)
+    assert known.hold()
+    assert known.versions == [0, 1, 1]
+    for i in (0, forms._TOGETHER, -1):
+        before = tensors[i].data
+        tensors[i].data = torch.zeros(2, 3)
+        assert not known.hold()
+        tensors[i].data = before
+        assert known.hold()
+        tensors[i].data = before.view(3, 2)
+        assert not known.hold()
+        tensors[i].data = before
