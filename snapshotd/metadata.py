@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
+from snapshotd.wire.protocol import GRPC
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
@@ -244,6 +246,7 @@ class SlotFacts:
     counters: SlotCounters = field(default_factory=SlotCounters)
     short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
     accused: tuple[Accusation, ...] = ()
+    plane: str = GRPC  # by which its blocks are dialled
 
     def jobs(self) -> frozenset[str]:
         """Jobs whose trainer or bytes are here."""

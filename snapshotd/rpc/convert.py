@@ -51,9 +51,7 @@ from snapshotd.rpc.checks import (
     checked_size,
     malformed,
 )
-from snapshotd.wire.protocol import (
-    MAX_JOBS,
-)
+from snapshotd.wire.protocol import GRPC, MAX_JOBS
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -320,6 +318,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
         short=s.short,
         accused=[_accusation_to(a) for a in s.accused],
+        plane=s.plane,
     )
 
 
@@ -331,6 +330,8 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         raise malformed(f"a slot that accuses {len(m.accused)} nodes")
     if m.address:
         check_peer_address(m.address)
+    if m.plane:
+        check_name("the name of a plane", m.plane)
     return SlotFacts(
         slot=m.slot,
         address=m.address,
@@ -340,6 +341,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
         short=tuple(m.short),
         accused=tuple(_accusation_from(a) for a in m.accused),
+        plane=m.plane or GRPC,
     )
 
 

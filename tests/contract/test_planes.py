@@ -19,9 +19,19 @@ from snapshotd.rpc.channels import Peer
 from snapshotd.wire.protocol import TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
-from tests.contract.planes import PLACE, STALL_S, VERSION, Holder, Plane, Source, planes, record_of
+from tests.contract.planes import (
+    NAMES,
+    PLACE,
+    STALL_S,
+    VERSION,
+    Holder,
+    Plane,
+    Source,
+    plane_of,
+    planes,
+    record_of,
+)
 
-NAMES = ["grpc", "grpc-tls"]
 LENGTHS = [0, 1, 4096, TRANSFER_BYTES - 1, TRANSFER_BYTES, 3 * TRANSFER_BYTES + 4097]
 
 
@@ -244,7 +254,8 @@ def test_a_source_that_is_killed(name: str, tmp_path: Path) -> None:
 
         async def act() -> None:
             async with reading_as(directory, name).client() as client:
-                reader = client.read(Peer("n0", address), "job", VERSION, 0, 0, 2 * TRANSFER_BYTES)
+                peer = Peer("n0", address, name.removesuffix("-tls"))
+                reader = client.read(peer, "job", VERSION, 0, 0, 2 * TRANSFER_BYTES)
                 assert len(await reader.chunk()) == TRANSFER_BYTES
                 source.kill()
                 with pytest.raises(PeerError, match="reading a block"):
@@ -259,13 +270,10 @@ def test_a_source_that_is_killed(name: str, tmp_path: Path) -> None:
 
 def reading_as(directory: Path, name: str) -> Plane:
     """A plane with the identity that another process made in `directory`."""
-    from snapshotd.rpc.tls import Identity, TlsFiles
+    from snapshotd.rpc.tls import TlsFiles
 
-    if name == "grpc":
-        return Plane(None)
     (key,) = directory.glob("*.key")
-    files = TlsFiles(directory / "ca.pem", key.with_suffix(".pem"), key)
-    return Plane(Identity.load(files, "test", "n0"))
+    return plane_of(name, TlsFiles(directory / "ca.pem", key.with_suffix(".pem"), key))
 
 
 # -- storing
