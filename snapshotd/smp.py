@@ -10,6 +10,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Self
@@ -35,8 +36,6 @@ from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_service import BlocksServer
-from snapshotd.rpc.channels import Channels
-from snapshotd.rpc.dialling import Sockets
 from snapshotd.rpc.local import Link
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.socket_service import SocketsServer
@@ -52,7 +51,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SERVERS: Final = {GRPC: BlocksServer, SOCKETS: SocketsServer}
+#: What serves blocks, by plane.
+SERVERS: Final[Mapping[str, type[BlocksServer | SocketsServer]]] = {
+    GRPC: BlocksServer,
+    SOCKETS: SocketsServer,
+}
 
 
 @dataclass(frozen=True)
@@ -137,15 +140,12 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
-    identity = None
-    if settings.tls:
-        identity = Identity.load(settings.tls, settings.cluster_id, settings.node_id)
-    channels = Channels(identity)
-    sockets, bandwidth = Sockets(identity), Bandwidth(settings.bytes_per_s)
+    cluster_id, tls = settings.cluster_id, settings.tls
+    identity = Identity.load(tls, cluster_id, settings.node_id) if tls else None
+    bandwidth = Bandwidth(settings.bytes_per_s)
     client = PlanesClient(
-        sockets, channels, settings.cluster_id, home, settings.stall_s, vault.received, vault.sent,
-        bandwidth,
-    )  # fmt: skip
+        identity, cluster_id, home, settings.stall_s, vault.received, vault.sent, bandwidth
+    )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
     link = Link(settings.run_dir / "links.sock")
 
@@ -153,7 +153,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
     server = SERVERS[settings.plane](
-        vault, intake, settings.cluster_id, settings.stall_s, identity, bandwidth
+        vault, intake, cluster_id, settings.stall_s, identity, bandwidth
     )
     smp.plane = settings.plane
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
@@ -191,8 +191,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         await smp.stop()
         await server.stop()
-        await channels.close()
-        sockets.close()
+        await client.close()
         socket.close()
         context.term()
 

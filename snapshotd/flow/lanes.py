@@ -56,7 +56,10 @@ async def in_step(
 
     What it was sent that no honest node sends is held against the node of the lane.
     """
-    streams = [*(lane.reader for lane in lanes if lane.reader is not None), *writers]
+    streams: list[BlockReader | BlockWriter] = [
+        *(lane.reader for lane in lanes if lane.reader is not None),
+        *writers,
+    ]
 
     def stop() -> None:
         for stream in streams:

@@ -71,7 +71,9 @@ class Connection:
         bound = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
-        self._all, self._more = socket.MSG_WAITALL, socket.MSG_MORE
+        # TLS knows no flags.
+        self._all: int = socket.MSG_WAITALL
+        self._more: int = socket.MSG_MORE
         self._peer = _shown(connected)
 
     # -- who speaks

@@ -68,12 +68,11 @@ class Sockets:
 
     def give_back(self, peer: Peer, connection: Connection) -> None:
         """A stream is over; `connection` has nothing of it left to come."""
-        keep, drop = [], []
-        for entry in (*self._idle, (peer, connection)):
-            (keep if entry[1].is_idle() else drop).append(entry)
-        for _, gone in (*drop, *keep[:-MAX_IDLE]):
-            gone.close()
-        self._idle = keep[-MAX_IDLE:]
+        idle = [*self._idle, (peer, connection)]
+        self._idle = [entry for entry in idle if entry[1].is_idle()][-MAX_IDLE:]
+        for entry in idle:
+            if entry not in self._idle:
+                entry[1].close()
 
     def close(self) -> None:
         for _, connection in self._idle:

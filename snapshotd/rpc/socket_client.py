@@ -15,10 +15,11 @@ from snapshotd.core.trust import Misdeed
 from snapshotd.errors import PeerError
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.block_service import What
-from snapshotd.rpc.channels import Peer
+from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
 from snapshotd.rpc.dialling import Sockets
 from snapshotd.rpc.streaming import streamed
+from snapshotd.rpc.tls import Identity
 from snapshotd.wire.protocol import GRPC, SOCKETS
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -32,10 +33,14 @@ _STORING: Final = "storing a parity block"
 class PlanesClient(BlocksClient):
     """Reads and stores blocks at other slots, over the plane that each of them serves."""
 
-    def __init__(self, sockets: Sockets, *arguments: Any, **facts: Any) -> None:
-        """As BlocksClient, and the connections of the other plane."""
-        super().__init__(*arguments, **facts)
-        self._sockets = sockets
+    def __init__(self, identity: Identity | None, *arguments: Any, **facts: Any) -> None:
+        """As BlocksClient, with connections of its own: without TLS where there is no identity."""
+        super().__init__(Channels(identity), *arguments, **facts)
+        self._sockets = Sockets(identity)
+
+    async def close(self) -> None:
+        await self._channels.close()
+        self._sockets.close()
 
     def _reader(self, peer: Peer, request: pb.ReadRequest, what: What) -> BlockReader:
         if _plane(peer) == GRPC:
@@ -255,4 +260,3 @@ def _parsed(kind: type[M], data: bytes) -> M:
 def _refused(connection: Connection, count: int, what: str, peer: Peer) -> PeerError:
     text = connection.body(count).decode(errors="replace")
     return PeerError(f"{what} at {peer} failed: {text}")
-

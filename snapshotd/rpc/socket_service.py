@@ -73,11 +73,9 @@ class SocketService(BlocksService):
             self._callers.check_names(connection.names, connection.peer)
             request = _parsed(pb.ReadRequest, first)
             with self._asked_for(request) as sealed:
-                await streamed(
-                    partial(self._send, connection, request, sealed), connection.abort
-                )
+                await streamed(partial(self._send, connection, request, sealed), connection.abort)
             return
-        opening = self._opening(_parsed(pb.StoreRequest, first) if first is not None else None)
+        opening = self._opening(_parsed(pb.StoreRequest, first) if kind is Kind.MESSAGE else None)
         self._callers.check_names(connection.names, connection.peer, opening.sender.node)
         incoming = await self._incoming(opening)
         if incoming is not None:
@@ -89,11 +87,11 @@ class SocketService(BlocksService):
         reply = pb.StoreReply().SerializeToString()
         await streamed(partial(connection.send, Kind.MESSAGE, reply), connection.abort)
 
-    def _first(self, connection: Connection) -> tuple[Kind, bytes | None]:
+    def _first(self, connection: Connection) -> tuple[Kind, bytes]:
         """What a stream begins with: a ReadRequest, or a StoreRequest."""
         kind, count = self._head(connection)
         if kind not in (Kind.READ, Kind.MESSAGE):
-            return kind, None
+            return kind, b""
         return kind, connection.body(count, MAX_REQUEST_BYTES)
 
     # -- in threads
@@ -119,14 +117,12 @@ class SocketService(BlocksService):
 
     async def _take_in(self, connection: Connection, incoming: Incoming) -> None:
         with incoming.image as image:
-            filled = partial(self._receive, connection, image)
+            filled = partial(self._gather, connection, image)
             record, digests = await streamed(filled, connection.abort)
         await incoming.finish(record, digests)
         point("smp.store.finished")
 
-    def _receive(
-        self, connection: Connection, image: memoryview
-    ) -> tuple[seg.ParityRecord, bytes]:
+    def _gather(self, connection: Connection, image: memoryview) -> tuple[seg.ParityRecord, bytes]:
         at, digests = 0, b""
         try:
             connection.send(Kind.GO_ON)
@@ -145,9 +141,7 @@ class SocketService(BlocksService):
                 self._store.received(count)
                 point("smp.store.written")
         except NotAFrame as error:
-            raise Misbehaved(
-                Misdeed.WRONG_STREAM, "what is no message of snapshotd"
-            ) from error
+            raise Misbehaved(Misdeed.WRONG_STREAM, "what is no message of snapshotd") from error
         except HungUp as error:
             raise PeerError(
                 f"a parity block broke off after {at} of {len(image)} bytes: {error}"
@@ -166,9 +160,7 @@ class SocketService(BlocksService):
             raise self._silent() from error
 
     def _silent(self) -> Misbehaved:
-        return Misbehaved(
-            Misdeed.STALLED, f"a peer sent nothing of a block for {self._stall_s} s"
-        )
+        return Misbehaved(Misdeed.STALLED, f"a peer sent nothing of a block for {self._stall_s} s")
 
 
 def _parsed(kind: Any, data: bytes) -> Any:

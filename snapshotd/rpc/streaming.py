@@ -47,9 +47,7 @@ async def streamed(work: Callable[[], T], stop: Callable[[], None]) -> T:
 class Bandwidth:
     """What one process may send of blocks; 0 bytes a second: as much as goes. For all threads."""
 
-    def __init__(
-        self, bytes_per_s: int = 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, bytes_per_s: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
         self._bucket = Bucket(bytes_per_s)
         self._clock = clock
         self._lock = Lock()

@@ -22,10 +22,9 @@ from snapshotd.errors import SnapshotdError
 from snapshotd.metadata import Home, ParityPlace, Version
 from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_service import BLOCKS_SERVICE, Record, What
-from snapshotd.rpc.channels import OPTIONS, Channels, Peer, listen
+from snapshotd.rpc.channels import OPTIONS, Peer, listen
 from snapshotd.rpc.connection import Connection, Kind
 from snapshotd.rpc.convert import version_to
-from snapshotd.rpc.dialling import Sockets
 from snapshotd.rpc.framing import parse_reply
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.socket_service import SocketsServer
@@ -165,21 +164,19 @@ class Plane:
 
     @asynccontextmanager
     async def client(self, bandwidth: Bandwidth | None = None) -> AsyncIterator[BlocksClient]:
-        channels, sockets = Channels(self.identity), Sockets(self.identity)
+        client = PlanesClient(
+            self.identity,
+            "test",
+            Home("n0", 0),
+            STALL_S,
+            lambda _: None,
+            lambda _: None,
+            bandwidth,
+        )
         try:
-            yield PlanesClient(
-                sockets,
-                channels,
-                "test",
-                Home("n0", 0),
-                STALL_S,
-                lambda _: None,
-                lambda _: None,
-                bandwidth,
-            )
+            yield client
         finally:
-            await channels.close()
-            sockets.close()
+            await client.close()
 
 
 @dataclass(frozen=True)
