@@ -29,7 +29,7 @@ CodecName = Literal["auto", "isal", "zfec"]
 PlaneName = Literal["sockets", "grpc"]
 
 #: The least bound of bytes a second: below it a peer would take a stream that waits for stalled.
-LEAST_BYTES_PER_S: Final = 16 << 20
+LEAST_RATE: Final = 16 << 20
 
 #: Orders in which bounds of waiting must stand, shortest first.
 TIMEOUT_ORDERS: Final = (
@@ -156,7 +156,7 @@ class Background(_Section):
     @field_validator("bytes_per_s")
     @classmethod
     def _not_too_slow(cls, bytes_per_s: ByteSize) -> ByteSize:
-        if bytes_per_s == 0 or bytes_per_s >= LEAST_BYTES_PER_S:
+        if bytes_per_s == 0 or bytes_per_s >= LEAST_RATE:
             return bytes_per_s
         raise PydanticCustomError(
             "bytes_per_s",

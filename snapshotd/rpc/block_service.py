@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import AbstractContextManager, aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -168,19 +168,28 @@ class BlocksService:
 
     async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[ReadPart]:
         with self._asked_for(request) as sealed:
-            record = sealed.record
-            yield first_reply(record)
-            point("smp.read.begun")
-            end = request.offset + request.bytes
-            with sealed.image(record.image_bytes) as image:
-                for at in range(request.offset, end, TRANSFER_BYTES):
-                    with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
-                        # Here, and not at the reader's only: it is this node that must lose it.
-                        check_range(chunk, at, record.image_bytes, record.grain_digests)
-                        await self._bandwidth.wait(len(chunk))
-                        yield chunk
-                        self._store.sent(len(chunk))
-                    point("smp.read.sent")
+            yield first_reply(sealed.record)
+            with closing(self._chunks(request, sealed)) as chunks:
+                for chunk in chunks:
+                    await self._bandwidth.wait(len(chunk))
+                    yield chunk
+
+    def _chunks(self, request: pb.ReadRequest, sealed: Sealed) -> Generator[memoryview]:
+        """The bytes asked for, each chunk verified; one is sent, and gone, when the next is due.
+
+        Raises:
+            DamagedBytes: they are not what was sealed.
+        """
+        point("smp.read.begun")
+        record, end = sealed.record, request.offset + request.bytes
+        with sealed.image(record.image_bytes) as image:
+            for at in range(request.offset, end, TRANSFER_BYTES):
+                with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
+                    # Here, and not at the reader's only: it is this node that must lose it.
+                    check_range(chunk, at, record.image_bytes, record.grain_digests)
+                    yield chunk
+                    self._store.sent(len(chunk))
+                point("smp.read.sent")
 
     async def Store(  # noqa: N802  # the name in the .proto
         self,
@@ -206,8 +215,7 @@ class BlocksService:
         try:
             with incoming.image as image:
                 record, digests = await self._fill(image, requests)
-            await incoming.finish(record, digests)
-            point("smp.store.finished")
+            await self._finish(incoming, record, digests)
         except BaseException as error:
             incoming.abandon(error)
             raise
@@ -237,11 +245,20 @@ class BlocksService:
             assert isinstance(part, memoryview), "it has bytes"
             with image[at : at + count] as stored:
                 stored[:] = part
-                digests += chunk_digests(stored, len(image))  # while the cache has it
+                digests += self._written(stored, len(image))
             at += count
-            self._store.received(count)
-            point("smp.store.written")
         raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
+
+    def _written(self, stored: memoryview, image_bytes: int) -> bytes:
+        """A chunk of a parity block lies in its place: its digests, while the cache has it."""
+        digests = chunk_digests(stored, image_bytes)
+        self._store.received(len(stored))
+        point("smp.store.written")
+        return digests
+
+    async def _finish(self, incoming: Incoming, record: seg.ParityRecord, digests: bytes) -> None:
+        await incoming.finish(record, digests)
+        point("smp.store.finished")
 
     async def _next(
         self, requests: AsyncIterator[StorePart]

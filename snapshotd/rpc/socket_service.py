@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from contextlib import closing
 from functools import partial
 from typing import Any, Final
 
 from google.protobuf.message import DecodeError
 
-from snapshotd.coding.digest import check_range, chunk_digests
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import Misbehaved, PeerError, SnapshotdError
 from snapshotd.rpc.block_service import (
@@ -31,8 +31,6 @@ from snapshotd.rpc.block_service import (
 from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
 from snapshotd.rpc.streaming import Bandwidth, streamed
 from snapshotd.rpc.tls import Callers, Identity
-from snapshotd.wire.points import point
-from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -97,19 +95,12 @@ class SocketService(BlocksService):
     # -- in threads
 
     def _send(self, connection: Connection, request: pb.ReadRequest, sealed: Sealed) -> None:
-        record, end = sealed.record, request.offset + request.bytes
         try:
-            connection.send(Kind.MESSAGE, first_reply(record).SerializeToString())
-            point("smp.read.begun")
-            with sealed.image(record.image_bytes) as image:
-                for at in range(request.offset, end, TRANSFER_BYTES):
-                    with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
-                        # Here, and not at the reader's only: it is this node that must lose it.
-                        check_range(chunk, at, record.image_bytes, record.grain_digests)
-                        connection.wait(self._bandwidth.pause_s(len(chunk)))
-                        connection.send(Kind.CHUNK, chunk)
-                        self._store.sent(len(chunk))
-                    point("smp.read.sent")
+            connection.send(Kind.MESSAGE, first_reply(sealed.record).SerializeToString())
+            with closing(self._chunks(request, sealed)) as chunks:
+                for chunk in chunks:
+                    connection.wait(self._bandwidth.pause_s(len(chunk)))
+                    connection.send(Kind.CHUNK, chunk)
         except Stalled as error:
             raise Misbehaved(
                 Misdeed.STALLED, f"a peer took nothing of a block for {self._stall_s} s"
@@ -119,8 +110,7 @@ class SocketService(BlocksService):
         with incoming.image as image:
             filled = partial(self._gather, connection, image)
             record, digests = await streamed(filled, connection.abort)
-        await incoming.finish(record, digests)
-        point("smp.store.finished")
+        await self._finish(incoming, record, digests)
 
     def _gather(self, connection: Connection, image: memoryview) -> tuple[seg.ParityRecord, bytes]:
         at, digests = 0, b""
@@ -136,10 +126,8 @@ class SocketService(BlocksService):
                 check_part(at, count if kind is Kind.CHUNK else 0, len(image))
                 with image[at : at + count] as stored:
                     self._fill_in(connection, stored)
-                    digests += chunk_digests(stored, len(image))  # while the cache has it
+                    digests += self._written(stored, len(image))
                 at += count
-                self._store.received(count)
-                point("smp.store.written")
         except NotAFrame as error:
             raise Misbehaved(Misdeed.WRONG_STREAM, "what is no message of snapshotd") from error
         except HungUp as error:
