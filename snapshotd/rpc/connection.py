@@ -1,6 +1,6 @@
 """One connection of the plane of plain sockets: frames over TCP, or over TLS.
 
-A frame is a kind, a length, and as many bytes. Chunks go from the memory they lie in to the socket,
+A frame is a head, as many bytes as it says, and padding. Chunks go from the memory they lie in to the socket,
 and from the socket to the memory they are meant for. All but `abort` is for one thread at a time.
 """
 
@@ -18,7 +18,11 @@ from typing import Final, cast
 
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 
-_HEAD: Final = struct.Struct(">cI")
+#: All of a frame is padded to this: the kernel copies twice as fast what begins at such a place.
+ALIGNMENT: Final = 64
+_HEAD: Final = struct.Struct(f">cI{ALIGNMENT - 5}x")
+#: What is under way in the kernel: more of it only leaves the caches before it is received.
+SEND_BUFFER_BYTES: Final = 1 << 18
 _TIMEVAL: Final = struct.Struct("ll")
 #: Silence after which the kernel asks whether the other end is still there, and between askings.
 KEEPALIVE_S: Final = 30
@@ -58,12 +62,14 @@ class Connection:
         """
         self._socket = connected
         self._stall_s = stall_s
-        self._head = bytearray(_HEAD.size)
+        self._head = memoryview(bytearray(_HEAD.size))
+        self._padding = memoryview(bytearray(ALIGNMENT))
         self._names: tuple[str, ...] = ()
         #: Set when it is broken off.
         self.ended = Event()
         connected.setblocking(True)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
@@ -109,9 +115,12 @@ class Connection:
     def send(self, kind: Kind, body: bytes | memoryview = b"") -> None:
         """Send a frame. Raises Stalled, HungUp."""
         until_s = time.monotonic() + self._stall_s
+        padding = -len(body) % ALIGNMENT
         self._send(_HEAD.pack(kind.value, len(body)), self._more if body else 0, until_s)
         if body:
-            self._send(body, 0, until_s)
+            self._send(body, self._more if padding else 0, until_s)
+        if padding:
+            self._send(bytes(padding), 0, until_s)
 
     def _send(self, data: bytes | memoryview, flags: int, until_s: float) -> None:
         with memoryview(data) as view:
@@ -126,8 +135,7 @@ class Connection:
 
     def head(self) -> tuple[Kind, int]:
         """Kind and length of the next frame. Raises Stalled, HungUp, NotAFrame."""
-        with memoryview(self._head) as head:
-            self.fill(head)
+        self._fill(self._head)
         kind, count = _HEAD.unpack(self._head)
         try:
             return Kind(kind), count
@@ -135,7 +143,13 @@ class Connection:
             raise NotAFrame from error
 
     def fill(self, target: memoryview) -> None:
-        """Receive as many bytes as `target` has. Raises Stalled, HungUp."""
+        """Receive the rest of a frame, which is as long as `target`. Raises Stalled, HungUp."""
+        self._fill(target)
+        padding = -len(target) % ALIGNMENT
+        if padding:
+            self._fill(self._padding[:padding])
+
+    def _fill(self, target: memoryview) -> None:
         until_s, at = time.monotonic() + self._stall_s, 0
         while at < len(target):
             with target[at:] as rest:
