@@ -193,9 +193,8 @@ def _store(peer: Peer, parts: Iterable[object], identity: Identity | None) -> No
             first = False
         if first:
             raw.send(Kind.GO_ON)
-        with suppress(OSError):
-            with socket.socket(fileno=os.dup(raw.fileno())) as same:
-                same.shutdown(socket.SHUT_WR)
+        with suppress(OSError), socket.socket(fileno=os.dup(raw.fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
         _reply(raw)
 
 
