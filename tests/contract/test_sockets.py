@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 import ssl
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def sockets_here() -> int:
     links = []
     for entry in Path("/proc/self/fd").iterdir():
         try:
-            links.append(os.readlink(entry))
+            links.append(str(entry.readlink()))
         except OSError:
             continue  # that of this very look
     return sum(link.startswith("socket:") for link in links)
@@ -148,28 +149,6 @@ def test_nothing_is_left_open() -> None:
     assert sockets_here() == before
 
 
-def test_a_stream_that_is_cancelled_ends_its_thread() -> None:
-    async def act(peer: Peer, client: BlocksClient) -> None:
-        with dialled(peer) as silent:
-            assert silent
-
-        async def silence() -> Any:
-            await asyncio.Event().wait()
-            yield b""
-
-        async with SocketPlane(None).lying(silence) as liar:
-            reader = client.read(liar, "job", VERSION, 0, 0, len(IMAGE))
-            task = asyncio.create_task(reader.record())
-            while reader._connection is None:
-                await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            reader.cancel()
-
-    run(act)
-
-
 def test_who_dials_and_asks_nothing_is_hung_up_on() -> None:
     async def act(peer: Peer, client: BlocksClient) -> None:
         with dialled(peer) as silent:
@@ -195,10 +174,8 @@ def test_who_says_nonsense_is_hung_up_on(said: bytes) -> None:
         with dialled(peer) as other:
             other.settimeout(20 * STALL_S)
             other.sendall(said)
-            try:
+            with suppress(ConnectionResetError):
                 assert await asyncio.to_thread(other.recv, 1) == b""
-            except ConnectionResetError:
-                pass
         assert await read(client, peer, 0, len(IMAGE)) == IMAGE
 
     run(act)
@@ -323,10 +300,8 @@ def test_who_is_not_of_the_authority(tmp_path: Path) -> None:
     secured(act, Authority(tmp_path / "ca"))
 
 
-def test_whose_certificate_the_dialled_one_does_not_take(tmp_path: Path) -> None:
-    """The dialled one's is taken, so the dialler learns of it when it asks."""
+def test_who_shows_no_certificate(tmp_path: Path) -> None:
     mine = identity(Authority(tmp_path / "ca"), "n0")
-    other = identity(Authority(tmp_path / "other"), "n1")
 
     async def act(peer: Peer, client: BlocksClient) -> None:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -337,7 +312,6 @@ def test_whose_certificate_the_dialled_one_does_not_take(tmp_path: Path) -> None
         with pytest.raises(HungUp):
             await asyncio.to_thread(raw.head)
         raw.close()
-        assert other != mine
 
     run(act, SocketPlane(mine))
 
@@ -357,7 +331,6 @@ def test_a_caller_of_another_cluster(tmp_path: Path) -> None:
     foreign = Identity.load(authority.issue("n0.other", "other"), "other")
 
     async def act(peer: Peer, client: BlocksClient) -> None:
-        what = r"failed: failed_precondition: .* a certificate of n0\.other, other, not of test"
         raw = Connection(dialled(peer), STALL_S)
         await asyncio.to_thread(raw.secure, foreign.dialling, False)
         request = pb.ReadRequest(protocol=PROTOCOL_VERSION, cluster_id="test", job="job")
@@ -366,7 +339,7 @@ def test_a_caller_of_another_cluster(tmp_path: Path) -> None:
         assert kind is Kind.REFUSED
         said = (await asyncio.to_thread(raw.body, count)).decode()
         assert said.startswith("failed_precondition: ")
-        assert "shows a certificate of n0.other, other, not of test" in said, what
+        assert "shows a certificate of n0.other, other, not of test" in said
         raw.close()
 
     secured(act, authority)
