@@ -22,7 +22,7 @@ from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 ALIGNMENT: Final = 64
 _HEAD: Final = struct.Struct(f">cI{ALIGNMENT - 5}x")
 #: What is under way in the kernel: more of it only leaves the caches before it is received.
-SEND_BUFFER_BYTES: Final = 1 << 18
+SEND_BUFFER_BYTES: Final = 1 << 19
 _TIMEVAL: Final = struct.Struct("ll")
 #: Silence after which the kernel asks whether the other end is still there, and between askings.
 KEEPALIVE_S: Final = 30
