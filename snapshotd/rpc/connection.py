@@ -1,7 +1,8 @@
 """One connection of the plane of plain sockets: frames over TCP, or over TLS.
 
-A frame is a head, as many bytes as it says, and padding. Chunks go from the memory they lie in to the socket,
-and from the socket to the memory they are meant for. All but `abort` is for one thread at a time.
+A frame is a head, as many bytes as it says, and padding. Chunks go from the memory they lie in to
+the socket, and from the socket to the memory they are meant for. All but `abort` is for one thread
+at a time.
 """
 
 from __future__ import annotations
