@@ -6,6 +6,7 @@ Started by the supervisor, one a slot. It ends when its supervisor does; its seg
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
@@ -206,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = SmpSettings.from_json(text)
     configure(settings.log_level, settings.log_format, settings.node_id)
     keep_freed()
+    gc.freeze()  # what is imported stays: nobody need look through it again and again
     try:
         asyncio.run(run(settings, Priority(settings.nice, settings.cpus)))
     except PeerError as error:
