@@ -124,13 +124,12 @@ class Connection:
             self._send(bytes(padding), 0, until_s)
 
     def _send(self, data: bytes | memoryview, flags: int, until_s: float) -> None:
-        with memoryview(data) as view:
-            at = 0
-            while at < len(view):
-                with view[at:] as rest:
-                    at += self._bounded(lambda: self._socket.send(rest, flags))
-                if at < len(view) and time.monotonic() >= until_s:
-                    raise Stalled
+        at = self._bounded(self._socket.send, data, flags)
+        while at < len(data):  # as a rule, all went at once
+            if time.monotonic() >= until_s:
+                raise Stalled
+            with memoryview(data)[at:] as rest:
+                at += self._bounded(self._socket.send, rest, flags)
 
     # -- frames in
 
@@ -154,7 +153,7 @@ class Connection:
         until_s, at = time.monotonic() + self._stall_s, 0
         while at < len(target):
             with target[at:] as rest:
-                got = self._bounded(lambda: self._socket.recv_into(rest, 0, self._all))
+                got = self._bounded(self._socket.recv_into, rest, 0, self._all)
             if not got:
                 raise HungUp("the connection was closed")
             at += got
@@ -175,9 +174,9 @@ class Connection:
         if pause_s:
             self.ended.wait(pause_s)
 
-    def _bounded(self, call: Callable[[], int]) -> int:
+    def _bounded(self, call: Callable[..., int], *arguments: object) -> int:
         try:
-            return call()
+            return call(*arguments)
         except (TimeoutError, BlockingIOError) as error:
             raise Stalled from error
         except OSError as error:
