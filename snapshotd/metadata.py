@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 
+from snapshotd.wire.protocol import GRPC
+
 
 @dataclass(frozen=True, slots=True, order=True)
 class Version:
@@ -257,6 +259,7 @@ class SlotFacts:
     short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
     accused: tuple[Accusation, ...] = ()
     vows: tuple[Vow, ...] = ()  # of jobs whose restore is not over
+    plane: str = GRPC  # by which its blocks are dialled
 
     def has_staged(self, decision: Decision) -> bool | None:
         """Whether it has ever brought its part of an unreleased decision here; None: unknown."""

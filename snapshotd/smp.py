@@ -6,13 +6,15 @@ Started by the supervisor, one a slot. It ends when its supervisor does; its seg
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import zmq.asyncio
 
@@ -34,20 +36,27 @@ from snapshotd.memory.heap import keep_freed
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
-from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_service import BlocksServer
-from snapshotd.rpc.channels import Channels
 from snapshotd.rpc.local import Link
+from snapshotd.rpc.socket_client import PlanesClient
+from snapshotd.rpc.socket_service import SocketsServer
+from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.rpc.trainers import TrainerSocket
 from snapshotd.telemetry.logs import configure
 from snapshotd.wire.points import point
-from snapshotd.wire.protocol import trainer_lock_name
+from snapshotd.wire.protocol import GRPC, SOCKETS, trainer_lock_name
 
 if TYPE_CHECKING:
-    from snapshotd.config import CodecName, Config, LogFormat, LogLevel
+    from snapshotd.config import CodecName, Config, LogFormat, LogLevel, PlaneName
 
 log = logging.getLogger(__name__)
+
+#: What serves blocks, by plane.
+SERVERS: Final[Mapping[str, type[BlocksServer | SocketsServer]]] = {
+    GRPC: BlocksServer,
+    SOCKETS: SocketsServer,
+}
 
 
 @dataclass(frozen=True)
@@ -68,9 +77,11 @@ class SmpSettings:
     group_size: int
     parity: int
     coding: CodecName
+    plane: PlaneName
     scrub_bytes_per_s: int
     nice: int
     cpus: str
+    bytes_per_s: int
     stall_s: float
     tls: TlsFiles | None
     log_level: LogLevel
@@ -90,9 +101,11 @@ class SmpSettings:
             group_size=config.protection.group_size,
             parity=config.protection.parity,
             coding=config.protection.coding,
+            plane=config.protection.plane,
             scrub_bytes_per_s=int(config.protection.scrub_bytes_per_s),
             nice=config.background.nice,
             cpus=config.background.cpus,
+            bytes_per_s=int(config.background.bytes_per_s),
             stall_s=config.timeouts.rpc_s,
             tls=tls,
             log_level=config.log_level,
@@ -128,12 +141,11 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
-    identity = None
-    if settings.tls:
-        identity = Identity.load(settings.tls, settings.cluster_id, settings.node_id)
-    channels = Channels(identity)
-    client = BlocksClient(
-        channels, settings.cluster_id, home, settings.stall_s, vault.received, vault.sent
+    cluster_id, tls = settings.cluster_id, settings.tls
+    identity = Identity.load(tls, cluster_id, settings.node_id) if tls else None
+    bandwidth = Bandwidth(settings.bytes_per_s)
+    client = PlanesClient(
+        identity, cluster_id, home, settings.stall_s, vault.received, vault.sent, bandwidth
     )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
     link = Link(settings.run_dir / "links.sock")
@@ -141,7 +153,10 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
-    server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s, identity)
+    server = SERVERS[settings.plane](
+        vault, intake, cluster_id, settings.stall_s, identity, bandwidth
+    )
+    smp.plane = settings.plane
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
     socket = TrainerSocket(context, slot_socket_path(settings.run_dir, settings.slot))
@@ -177,7 +192,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
         await smp.stop()
         await server.stop()
-        await channels.close()
+        await client.close()
         socket.close()
         context.term()
 
@@ -192,6 +207,7 @@ def main(argv: list[str] | None = None) -> int:
     settings = SmpSettings.from_json(text)
     configure(settings.log_level, settings.log_format, settings.node_id)
     keep_freed()
+    gc.freeze()  # what is imported stays: nobody need look through it again and again
     try:
         asyncio.run(run(settings, Priority(settings.nice, settings.cpus)))
     except PeerError as error:

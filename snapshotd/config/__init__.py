@@ -1,7 +1,16 @@
 """What an operator may set, and how a value finds its way in."""
 
 from snapshotd.config.load import LoadedConfig, load
-from snapshotd.config.model import CodecName, Config, LogFormat, LogLevel, Protection, Timeouts, Tls
+from snapshotd.config.model import (
+    CodecName,
+    Config,
+    LogFormat,
+    LogLevel,
+    PlaneName,
+    Protection,
+    Timeouts,
+    Tls,
+)
 from snapshotd.config.sources import Origin
 
 __all__ = [
@@ -11,6 +20,7 @@ __all__ = [
     "LogFormat",
     "LogLevel",
     "Origin",
+    "PlaneName",
     "Protection",
     "Timeouts",
     "Tls",

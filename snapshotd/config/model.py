@@ -26,6 +26,10 @@ from snapshotd.wire.cpus import ALL, AUTO, parse_cpus
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["text", "json"]
 CodecName = Literal["auto", "isal", "zfec"]
+PlaneName = Literal["sockets", "grpc"]
+
+#: The least bound of bytes a second: below it a peer would take a stream that waits for stalled.
+LEAST_RATE: Final = 16 << 20
 
 #: Orders in which bounds of waiting must stand, shortest first.
 TIMEOUT_ORDERS: Final = (
@@ -84,6 +88,11 @@ class Protection(_Section):
         description="what computes the code: isal (ISA-L), zfec (a tenth of the speed), or auto: "
         "isal where it can be had; the bytes are the same",
     )
+    plane: PlaneName = Field(
+        default="sockets",
+        description="what this node's blocks are dialled over: plain sockets, which cost half as "
+        "much, or grpc; nodes with the one and the other work together",
+    )
     unprotected_bound_s: Seconds = Field(
         default=60.0, description="unprotected for longer than this, the node reports NOT_SERVING"
     )
@@ -137,6 +146,23 @@ class Background(_Section):
         description='processors the SMPs use: a list like "0-3,8", all, or auto: those of its '
         "trainer's NUMA nodes that the trainer is not pinned to",
     )
+    bytes_per_s: ByteSize = Field(
+        default=ByteSize(0),
+        ge=0,
+        description="bytes of blocks that each SMP sends in a second, at most; 0: as many as go; "
+        "for a rebuild, too",
+    )
+
+    @field_validator("bytes_per_s")
+    @classmethod
+    def _not_too_slow(cls, bytes_per_s: ByteSize) -> ByteSize:
+        if bytes_per_s == 0 or bytes_per_s >= LEAST_RATE:
+            return bytes_per_s
+        raise PydanticCustomError(
+            "bytes_per_s",
+            "blocks would be so slow that peers take them for stalled",
+            {"expected": "0 for no bound, or at least 16MiB"},
+        )
 
 
 class Timeouts(_Section):

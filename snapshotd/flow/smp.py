@@ -44,6 +44,7 @@ from snapshotd.metadata import Decision, Orders, Version
 from snapshotd.rpc.local import Link
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
+from snapshotd.wire.protocol import GRPC
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
@@ -85,7 +86,8 @@ class Smp:
         self.desk: TrainerDesk | None = None
         self.filling: Filling | None = None
         self.staged_s = 0.0  # what the last restore took, to have its shard here
-        self.address = ""
+        self.address = ""  # of its blocks
+        self.plane = GRPC  # by which they are dialled
         vault.on_change = self.wake
         conduct.on_change = self.wake
         vault.on_no_room = self._note_shortage
@@ -156,7 +158,8 @@ class Smp:
 
     def _publish(self) -> None:
         accused = self._conduct.accusations()
-        facts = replace(self.machine.facts(self.address, self.vault.counters()), accused=accused)
+        facts = self.machine.facts(self.address, self.vault.counters())
+        facts = replace(facts, accused=accused, plane=self.plane)
         if self._news.to_tell(facts, time.monotonic()):
             self._link.publish(facts)
 

@@ -6,9 +6,9 @@ holds at most n chunks whatever the size of the state.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import partial
 
 from snapshotd.coding.codec import Codec
 from snapshotd.coding.digest import check_range, chunk_digests
@@ -18,8 +18,7 @@ from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
 from snapshotd.flow.conduct import Conduct
-from snapshotd.flow.lanes import Lane, both, forwarded, gathered, taken
-from snapshotd.flow.threads import to_the_end
+from snapshotd.flow.lanes import Lane, all_of, in_step, opened
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Group, Home, ParityPlace, SlotFacts, Version
@@ -27,6 +26,7 @@ from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.channels import Peer
 from snapshotd.rpc.convert import place_to
+from snapshotd.rpc.streaming import streamed
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -86,7 +86,10 @@ class Transfers:
                     shard_bytes=shard_bytes,
                 )
                 cleanup.callback(writers[row].cancel)
-            digests = await self._code(task, lanes, own, writers, length)
+            await opened(self._conduct, lanes, writers.values())
+            with own.image(length) if own is not None else nullcontext() as image:
+                code = partial(self._code, task, lanes, image, writers, length)
+                digests = await in_step(code, self._conduct, lanes, writers.values())
             records = await self._records(task, peers, lanes, [s.position for s in layout.sources])
             for node in {lane.node for lane in lanes if lane.node}:
                 self._conduct.praise(node)
@@ -97,7 +100,7 @@ class Transfers:
                 point("smp.encode.kept")
                 # From here on the vault may free it, and another task fill it.
                 unsealed.pop_all()
-            await asyncio.gather(
+            await all_of(
                 *(
                     writer.finish(
                         seg.ParityRecord(
@@ -112,38 +115,39 @@ class Transfers:
             )
             point("smp.encode.acknowledged")
 
-    async def _code(
+    def _code(
         self,
         task: Encode,
         lanes: Sequence[Lane],
-        own: Segment | None,
+        image: memoryview | None,
         writers: Mapping[int, BlockWriter],
         length: int,
     ) -> dict[int, bytes]:
-        """Run the stripe through the code; returns the digests of each row.
+        """Run the stripe through the code; returns the digests of each row. In a thread.
 
-        Our own row is coded where it stays; the others in memory that every chunk uses anew. While
-        a chunk of them is sent the next one of the blocks comes in.
+        Our own row is coded where it stays, in `image`; the others in memory that every chunk uses
+        anew.
         """
         digests = dict.fromkeys(task.rows, b"")
         places = {row: memoryview(bytearray(min(length, TRANSFER_BYTES))) for row in writers}
-        with own.image(length) if own is not None else nullcontext() as image:
-            if image is not None:
-                places.update((row, image) for row in task.rows if row not in writers)
-            blocks = await gathered(lanes, min(length, TRANSFER_BYTES))
-            for at in range(0, length, TRANSFER_BYTES):
-                count = min(TRANSFER_BYTES, length - at)
-                with ExitStack() as views:
-                    out = {}
-                    for row, place in places.items():
-                        start = 0 if row in writers else at
-                        out[row] = views.enter_context(place[start : start + count])
-                    found = await to_the_end(self._code_chunk, task.group, blocks, out, length)
-                    point("smp.encode.coded")
-                    for row, digest in found.items():
-                        digests[row] += digest
-                    following = min(TRANSFER_BYTES, length - at - count)
-                    blocks, _ = await both(gathered(lanes, following), forwarded(writers, out))
+        if image is not None:
+            places.update((row, image) for row in task.rows if row not in writers)
+        for at in range(0, length, TRANSFER_BYTES):
+            count = min(TRANSFER_BYTES, length - at)
+            blocks = [lane.take(count) for lane in lanes]
+            point("smp.encode.gathered")
+            with ExitStack() as views:
+                out = {}
+                for row, place in places.items():
+                    start = 0 if row in writers else at
+                    out[row] = views.enter_context(place[start : start + count])
+                found = self._code_chunk(task.group, blocks, out, length)
+                point("smp.encode.coded")
+                for row, digest in found.items():
+                    digests[row] += digest
+                for row, writer in writers.items():
+                    writer.put(out[row])
+                    point("smp.encode.forwarded")
         return digests
 
     def _code_chunk(
@@ -180,7 +184,7 @@ class Transfers:
         reader = self._client.read(
             peer, held.job, held.version, held.shard, extent.offset, extent.length
         )
-        return Lane(reader, extent.length, self._conduct, home.node)
+        return Lane(reader, extent.length, home.node)
 
     async def _record(
         self, peers: Peers, home: Home, job: str, version: Version, what: What
@@ -194,7 +198,7 @@ class Transfers:
         facts = peers.get(home)
         if facts is None or not facts.address:
             raise PeerError(f"{home} is not live")
-        return Peer(home.node, facts.address)
+        return Peer(home.node, facts.address, facts.plane)
 
     # -- restore
 
@@ -213,21 +217,23 @@ class Transfers:
                 cleanup.callback(self._vault.give_back, segment)
                 point("smp.copy.begun")
                 with segment.image(held.image_bytes) as image:
-                    at, digests = 0, b""
-                    while at < held.image_bytes:
-                        with self._conduct.blaming(plan.home.node):
-                            chunk = await reader.chunk()
-                        with image[at : at + len(chunk)] as stored:
-                            stored[:] = chunk
-                            digests += chunk_digests(stored, held.image_bytes)
-                        at += len(chunk)
-                        point("smp.copy.chunk")
-                holding = await self._sealed_as(segment, record, digests)
+                    copy = partial(self._copy, reader, image)
+                    with self._conduct.blaming(plan.home.node):
+                        await streamed(copy, reader.abort)
+                # Each grain was held against the record, where it stands now.
+                holding = await self._sealed_as(segment, record, record.grain_digests)
             self._conduct.praise(plan.home.node)
         finally:
             reader.cancel()
         self._vault.copied_bytes += record.image_bytes
         return holding
+
+    def _copy(self, reader: BlockReader, image: memoryview) -> None:
+        """All of an image, chunk by chunk into its place. In a thread."""
+        for at in range(0, len(image), TRANSFER_BYTES):
+            with image[at : at + TRANSFER_BYTES] as place:
+                reader.take(place)
+            point("smp.copy.chunk")
 
     async def decode(self, plan: Decode, peers: Peers) -> DataHolding:
         """Rebuild a lost shard block by block; the result must be what its trainer sealed."""
@@ -274,47 +280,51 @@ class Transfers:
         record: seg.SealRecord,
     ) -> bytes:
         """Rebuild one block in its place; returns the digests of its grains."""
-        length, digests = block.extent.length, b""
+        length = block.extent.length
         with ExitStack() as cleanup:
-            lanes = {}
+            lanes: dict[int, Lane] = {}
             for wanted in block.inputs:
                 lane = self._input(plan.job, plan.version, wanted, length, peers)
                 lanes[wanted.index] = lane
                 cleanup.callback(_cancel, lane.reader)
-            chunks = await taken(lanes.values(), min(length, TRANSFER_BYTES))
-            for at in range(0, length, TRANSFER_BYTES):
-                count = min(TRANSFER_BYTES, length - at)
-                have = dict(zip(lanes, chunks, strict=True))
-                start = block.extent.offset + at
-                following = min(TRANSFER_BYTES, length - at - count)
-                with image[start : start + count] as data:
-                    decoding = to_the_end(
-                        self._codec.decode_into, plan.data, plan.parity, have, [block.index], [data]
-                    )
-                    _, chunks = await both(decoding, taken(lanes.values(), following))
-                    digests += self._check_decoded(block, data, start, record)
-                point("smp.decode.chunk")
-        return digests
+            await opened(self._conduct, lanes.values())
+            with image[block.extent.offset : block.extent.offset + length] as place:
+                solve = partial(self._solve, plan, block, lanes, place, record)
+                try:
+                    return await in_step(solve, self._conduct, list(lanes.values()))
+                except DamagedBytes as error:
+                    self._blame_parity(block)
+                    raise DamagedBytes(f"decoded wrongly: {error.what}") from error
 
-    def _check_decoded(
-        self, block: BlockPlan, data: memoryview, start: int, record: seg.SealRecord
+    def _solve(
+        self,
+        plan: Decode,
+        block: BlockPlan,
+        lanes: Mapping[int, Lane],
+        place: memoryview,
+        record: seg.SealRecord,
     ) -> bytes:
-        """Each data block was what its own record says; so wrong bytes come from parity.
-
-        Returns:
-            The digests of its grains.
+        """Decode a block, chunk by chunk into its place; returns its digests. In a thread.
 
         Raises:
-            DamagedBytes: they are wrong; it is held against those who served the parity.
+            DamagedBytes: it is not what was sealed.
         """
-        try:
-            return check_range(data, start, record.image_bytes, record.grain_digests)
-        except DamagedBytes as error:
-            for wanted in block.inputs:
-                if wanted.place is not None and wanted.home is not None:
-                    what = f"{wanted.home} served parity that is not the code of its group"
-                    self._conduct.strike(wanted.home.node, Misdeed.WRONG_STRIPE, what)
-            raise DamagedBytes(f"decoded wrongly: {error.what}") from error
+        digests = b""
+        for at in range(0, len(place), TRANSFER_BYTES):
+            with place[at : at + TRANSFER_BYTES] as data:
+                have = {index: lane.take(len(data)) for index, lane in lanes.items()}
+                self._codec.decode_into(plan.data, plan.parity, have, [block.index], [data])
+                start = block.extent.offset + at
+                digests += check_range(data, start, record.image_bytes, record.grain_digests)
+            point("smp.decode.chunk")
+        return digests
+
+    def _blame_parity(self, block: BlockPlan) -> None:
+        """Each data block was what its own record says; so wrong bytes come from parity."""
+        for wanted in block.inputs:
+            if wanted.place is not None and wanted.home is not None:
+                what = f"{wanted.home} served parity that is not the code of its group"
+                self._conduct.strike(wanted.home.node, Misdeed.WRONG_STRIPE, what)
 
     def _input(
         self, job: str, version: Version, wanted: BlockInput, length: int, peers: Peers
@@ -328,7 +338,7 @@ class Transfers:
         assert what is not None, "an input is a shard's block or a parity block"
         peer = self._peer(peers, wanted.home)
         reader = self._client.read(peer, job, version, what, wanted.extent.offset, count)
-        return Lane(reader, count, self._conduct, wanted.home.node)
+        return Lane(reader, count, wanted.home.node)
 
     async def _sealed_as(
         self, segment: Segment, record: seg.SealRecord, digests: bytes

@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from threading import Lock
 
 from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
@@ -43,6 +44,7 @@ class Vault:
         self._doomed: list[Segment] = []
         self._condemned: dict[Segment, str] = {}  # damaged, and still being read: why
         self._unentered: set[Segment] = set()  # being filled; neither in the books nor free
+        self._counting = Lock()  # blocks are sent and received in threads
         self._sent_bytes = 0
         self._received_bytes = 0
         self.copied_bytes = 0
@@ -304,10 +306,12 @@ class Vault:
     # -- counting
 
     def sent(self, count_bytes: int) -> None:
-        self._sent_bytes += count_bytes
+        with self._counting:
+            self._sent_bytes += count_bytes
 
     def received(self, count_bytes: int) -> None:
-        self._received_bytes += count_bytes
+        with self._counting:
+            self._received_bytes += count_bytes
 
     def counters(self) -> SlotCounters:
         return SlotCounters(

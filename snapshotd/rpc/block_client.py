@@ -7,8 +7,9 @@ each chunk against them. Every wait is bounded: a peer that stalls is a PeerErro
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+import concurrent.futures
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
@@ -23,13 +24,16 @@ from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.checks import check_seal
 from snapshotd.rpc.convert import home_to, place_from, place_to, version_to
 from snapshotd.rpc.framing import pack_request, parse_reply
+from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
+T = TypeVar("T")
+
 
 class BlocksClient:
-    """Reads and stores blocks at other slots."""
+    """Reads and stores blocks at other slots, over gRPC."""
 
     def __init__(
         self,
@@ -39,8 +43,10 @@ class BlocksClient:
         stall_s: float,
         received: Callable[[int], None],
         sent: Callable[[int], None],
+        bandwidth: Bandwidth | None = None,
     ) -> None:
         self._channels = channels
+        self._bandwidth = bandwidth or Bandwidth()
         self._cluster_id = cluster_id
         self._home = home
         self._stall_s = stall_s
@@ -63,6 +69,9 @@ class BlocksClient:
             request.place.CopyFrom(place_to(what))
         else:
             request.shard = what
+        return self._reader(peer, request, what)
+
+    def _reader(self, peer: Peer, request: pb.ReadRequest, what: What) -> BlockReader:
         method: Any = self._channels.to(peer).unary_stream(
             f"/{BLOCKS_SERVICE}/Read",
             request_serializer=pb.ReadRequest.SerializeToString,
@@ -109,16 +118,24 @@ class BlocksClient:
             shard_bytes=shard_bytes,
             sender=home_to(self._home),
         )
+        return self._writer(peer, opening)
+
+    def _writer(self, peer: Peer, opening: pb.StoreOpening) -> BlockWriter:
         method: Any = self._channels.to(peer).stream_unary(
             f"/{BLOCKS_SERVICE}/Store",
             request_serializer=pack_request,
             response_deserializer=pb.StoreReply.FromString,
         )
-        return BlockWriter(method(), opening, peer, self._channels, self._stall_s, self._sent)
+        return BlockWriter(
+            method(), opening, peer, self._channels, self._stall_s, self._sent, self._bandwidth
+        )
 
 
 class BlockReader:
-    """One verified stream of bytes: `record()` first, then `chunk()` until all have come."""
+    """One verified stream of bytes: `record()` first, then `chunk()` until all have come.
+
+    In a thread, with an event loop beside it, `take()` in place of `chunk()`.
+    """
 
     def __init__(
         self,
@@ -139,6 +156,8 @@ class BlockReader:
         self._stall_s = stall_s
         self._received = received
         self._record: Record | None = None
+        self._loop = asyncio.get_running_loop()
+        self._coming: concurrent.futures.Future[memoryview] | None = None
 
     async def record(self) -> Record:
         """What the source sealed.
@@ -158,15 +177,47 @@ class BlockReader:
 
     async def chunk(self) -> memoryview:
         """The next verified chunk. Raises PeerError, or Misbehaved with what was wrong."""
-        record = await self.record()
+        await self.record()
         part = await self._next()
         chunk = part if isinstance(part, memoryview) else memoryview(b"")
-        expected = min(TRANSFER_BYTES, self._end - self._at)
-        if len(chunk) != expected:
+        self._check_length(len(chunk))
+        return self._verified(chunk)
+
+    def take(self, into: memoryview | None = None) -> memoryview:
+        """The next verified chunk, once `record()` has come; for a thread beside the event loop.
+
+        Args:
+            into: where it is to lie, as long as the chunk; else memory of its own, which is used
+                again for the next one.
+
+        Raises:
+            PeerError, Misbehaved: as `chunk`; the former when `abort` was called.
+        """
+        coming = self._coming or self._submit(self.chunk())
+        chunk = result_of(coming)
+        # One is on its way while this one is worked on.
+        self._coming = self._submit(self.chunk()) if self._at < self._end else None
+        if into is None:
+            return chunk
+        into[:] = chunk
+        return into
+
+    def _submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def _expected(self) -> int:
+        return min(TRANSFER_BYTES, self._end - self._at)
+
+    def _check_length(self, count: int) -> None:
+        if count != self._expected():
             raise self._misbehaved(
                 Misdeed.WRONG_STREAM,
-                f"sent {len(chunk)} bytes at {self._at} of a block, {expected} were expected",
+                f"sent {count} bytes at {self._at} of a block, {self._expected()} were expected",
             )
+
+    def _verified(self, chunk: memoryview) -> memoryview:
+        record = self._record
+        assert record is not None, "it comes first"
         try:
             check_range(chunk, self._at, record.image_bytes, record.grain_digests)
         except DamagedBytes as error:
@@ -176,6 +227,11 @@ class BlockReader:
         return chunk
 
     def cancel(self) -> None:
+        """Nothing more of it is wanted, and no thread is within `take`."""
+        self._call.cancel()
+
+    def abort(self) -> None:
+        """Have a thread that is within `take` leave it soon."""
         self._call.cancel()
 
     def _misbehaved(self, misdeed: Misdeed, what: str) -> Misbehaved:
@@ -239,7 +295,10 @@ class BlockWriter:
         channels: Channels,
         stall_s: float,
         sent: Callable[[int], None],
+        bandwidth: Bandwidth | None = None,
     ) -> None:
+        self._bandwidth = bandwidth or Bandwidth()
+        self._loop = asyncio.get_running_loop()
         self._call = call
         self._opening: pb.StoreOpening | None = opening
         self._peer = peer
@@ -249,20 +308,31 @@ class BlockWriter:
 
     async def send(self, chunk: memoryview) -> None:
         """Send the next chunk; its memory is the caller's again when this returns."""
-        await self._open()
+        await self.open()
+        await self._bandwidth.wait(len(chunk))
         await self._write(chunk)
         self._sent(len(chunk))
 
+    def put(self, chunk: memoryview) -> None:
+        """As `send`, once it is open; for a thread beside the event loop."""
+        result_of(asyncio.run_coroutine_threadsafe(self.send(chunk), self._loop))
+
     async def finish(self, record: seg.ParityRecord) -> None:
         """End the stream; returns once the holder has verified and sealed the block."""
-        await self._open()  # a stripe whose blocks are all empty has no chunk
+        await self.open()  # a stripe whose blocks are all empty has no chunk
         await self._write(pb.StoreRequest(record=record))
         await self._bounded(self._done())
 
     def cancel(self) -> None:
+        """Nothing more of it is to be sent, and no thread is within `put`."""
         self._call.cancel()
 
-    async def _open(self) -> None:
+    def abort(self) -> None:
+        """Have a thread that is within `put` leave it soon."""
+        self._call.cancel()
+
+    async def open(self) -> None:
+        """Announce the block, unless that is done."""
         if self._opening is not None:
             await self._write(pb.StoreRequest(opening=self._opening))
             self._opening = None
@@ -288,3 +358,11 @@ class BlockWriter:
                 raise PeerError(
                     f"{self._peer} took nothing of a parity block for {self._stall_s} s"
                 ) from error
+
+
+def result_of(work: concurrent.futures.Future[T]) -> T:
+    """What a call on the event loop gave. Raises PeerError: it was broken off."""
+    try:
+        return work.result()
+    except concurrent.futures.CancelledError as error:
+        raise PeerError("a stream of a block was broken off") from error

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable
-from contextlib import AbstractContextManager, aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Generator, Iterator
+from contextlib import AbstractContextManager, aclosing, closing, contextmanager
 from typing import Any, Protocol, TypeVar
 
 import grpc
@@ -30,6 +30,7 @@ from snapshotd.rpc.channels import OPTIONS, listen
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_from, version_from
 from snapshotd.rpc.framing import pack_reply, parse_request
+from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
@@ -122,8 +123,10 @@ class BlocksService:
         cluster_id: str,
         stall_s: float,
         callers: Callers,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
         self._callers = callers
+        self._bandwidth = bandwidth or Bandwidth()
         self._store = store
         self._intake = intake
         self._cluster_id = cluster_id
@@ -152,28 +155,41 @@ class BlocksService:
                 Misdeed.STALLED, f"a peer {did} nothing of a block for {self._stall_s} s"
             ) from error
 
-    async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[ReadPart]:
+    @contextmanager
+    def _asked_for(self, request: pb.ReadRequest) -> Iterator[Sealed]:
+        """The segment that a caller may read from, kept from being freed."""
         check_caller(request.cluster_id, self._cluster_id, request.protocol)
         version = version_from(request.version)
         shard = request.WhichOneof("what") == "shard"
         what: What = request.shard if shard else place_from(request.place)
         with self._store.reading(request.job, version, what) as sealed:
-            record = sealed.record
-            _check_bounds(request, record.image_bytes)
-            if isinstance(record, seg.SealRecord):
-                yield pb.ReadReply(seal=record)
-            else:
-                yield pb.ReadReply(parity=record)
-            point("smp.read.begun")
-            end = request.offset + request.bytes
-            with sealed.image(record.image_bytes) as image:
-                for at in range(request.offset, end, TRANSFER_BYTES):
-                    with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
-                        # Here, and not at the reader's only: it is this node that must lose it.
-                        check_range(chunk, at, record.image_bytes, record.grain_digests)
-                        yield chunk
-                        self._store.sent(len(chunk))
-                    point("smp.read.sent")
+            _check_bounds(request, sealed.record.image_bytes)
+            yield sealed
+
+    async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[ReadPart]:
+        with self._asked_for(request) as sealed:
+            yield first_reply(sealed.record)
+            with closing(self._chunks(request, sealed)) as chunks:
+                for chunk in chunks:
+                    await self._bandwidth.wait(len(chunk))
+                    yield chunk
+
+    def _chunks(self, request: pb.ReadRequest, sealed: Sealed) -> Generator[memoryview]:
+        """The bytes asked for, each chunk verified; one is sent, and gone, when the next is due.
+
+        Raises:
+            DamagedBytes: they are not what was sealed.
+        """
+        point("smp.read.begun")
+        record, end = sealed.record, request.offset + request.bytes
+        with sealed.image(record.image_bytes) as image:
+            for at in range(request.offset, end, TRANSFER_BYTES):
+                with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
+                    # Here, and not at the reader's only: it is this node that must lose it.
+                    check_range(chunk, at, record.image_bytes, record.grain_digests)
+                    yield chunk
+                    self._store.sent(len(chunk))
+                point("smp.read.sent")
 
     async def Store(  # noqa: N802  # the name in the .proto
         self,
@@ -191,25 +207,30 @@ class BlocksService:
         requests: AsyncIterator[StorePart],
         context: grpc.aio.ServicerContext[StorePart, pb.StoreReply],
     ) -> None:
-        first = await self._next(requests)
-        if not isinstance(first, pb.StoreRequest) or first.WhichOneof("part") != "opening":
-            raise malformed("a store stream did not begin with its opening")
-        opening = first.opening
-        check_caller(opening.cluster_id, self._cluster_id, opening.protocol)
+        opening = self._opening(await self._next(requests))
         self._callers.check(context, opening.sender.node)
-        incoming = await self._intake.storing(
-            opening, version_from(opening.version), place_from(opening.place)
-        )
+        incoming = await self._incoming(opening)
         if incoming is None:
             return
         try:
             with incoming.image as image:
                 record, digests = await self._fill(image, requests)
-            await incoming.finish(record, digests)
-            point("smp.store.finished")
+            await self._finish(incoming, record, digests)
         except BaseException as error:
             incoming.abandon(error)
             raise
+
+    def _opening(self, first: pb.StoreRequest | memoryview | None) -> pb.StoreOpening:
+        """What a store stream begins with, of a caller whose name is still to be checked."""
+        if not isinstance(first, pb.StoreRequest) or first.WhichOneof("part") != "opening":
+            raise malformed("a store stream did not begin with its opening")
+        check_caller(first.opening.cluster_id, self._cluster_id, first.opening.protocol)
+        return first.opening
+
+    async def _incoming(self, opening: pb.StoreOpening) -> Incoming | None:
+        return await self._intake.storing(
+            opening, version_from(opening.version), place_from(opening.place)
+        )
 
     async def _fill(
         self, image: memoryview, requests: AsyncIterator[StorePart]
@@ -217,24 +238,27 @@ class BlocksService:
         at, digests = 0, b""
         while (part := await self._next(requests)) is not None:
             if isinstance(part, pb.StoreRequest) and part.WhichOneof("part") == "record":
-                if at != len(image):
-                    raise _announced(f"a parity block ended after {at} of {len(image)} bytes")
+                check_end(at, len(image))
                 return part.record, digests
-            # Whole chunks only: a trickle of small ones would keep the buffer for ever.
-            expected = min(TRANSFER_BYTES, len(image) - at)
             count = len(part) if isinstance(part, memoryview) else 0
-            if not isinstance(part, memoryview) or not 0 < count == expected:
-                raise _announced(
-                    f"unexpected part behind {at} of {len(image)} bytes of parity: "
-                    f"{count} bytes where {expected} were expected"
-                )
+            check_part(at, count, len(image))
+            assert isinstance(part, memoryview), "it has bytes"
             with image[at : at + count] as stored:
                 stored[:] = part
-                digests += chunk_digests(stored, len(image))  # while the cache has it
+                digests += self._written(stored, len(image))
             at += count
-            self._store.received(count)
-            point("smp.store.written")
         raise PeerError(f"a parity block broke off after {at} of {len(image)} bytes")
+
+    def _written(self, stored: memoryview, image_bytes: int) -> bytes:
+        """A chunk of a parity block lies in its place: its digests, while the cache has it."""
+        digests = chunk_digests(stored, image_bytes)
+        self._store.received(len(stored))
+        point("smp.store.written")
+        return digests
+
+    async def _finish(self, incoming: Incoming, record: seg.ParityRecord, digests: bytes) -> None:
+        await incoming.finish(record, digests)
+        point("smp.store.finished")
 
     async def _next(
         self, requests: AsyncIterator[StorePart]
@@ -243,6 +267,33 @@ class BlocksService:
         if part is not None and not isinstance(part, pb.StoreRequest | memoryview):
             raise _announced("what is no message of snapshotd")
         return part
+
+
+def first_reply(record: Record) -> pb.ReadReply:
+    """What every Read begins with."""
+    if isinstance(record, seg.SealRecord):
+        return pb.ReadReply(seal=record)
+    return pb.ReadReply(parity=record)
+
+
+def check_part(at: int, count: int, image_bytes: int) -> None:
+    """Whole chunks only: a trickle of small ones would keep the buffer for ever.
+
+    Raises:
+        Misbehaved: `count` bytes came behind the first `at` of `image_bytes`.
+    """
+    expected = min(TRANSFER_BYTES, image_bytes - at)
+    if not 0 < count == expected:
+        raise _announced(
+            f"unexpected part behind {at} of {image_bytes} bytes of parity: "
+            f"{count} bytes where {expected} were expected"
+        )
+
+
+def check_end(at: int, image_bytes: int) -> None:
+    """Raises Misbehaved: the record came behind the first `at` of `image_bytes`."""
+    if at != image_bytes:
+        raise _announced(f"a parity block ended after {at} of {image_bytes} bytes")
 
 
 def _announced(what: str) -> Misbehaved:
@@ -298,10 +349,11 @@ class BlocksServer:
         cluster_id: str,
         stall_s: float,
         identity: Identity | None,
+        bandwidth: Bandwidth | None = None,
     ) -> None:
         self._server = grpc.aio.server(options=OPTIONS)
         self._identity = identity
-        service = BlocksService(store, intake, cluster_id, stall_s, Callers(identity))
+        service = BlocksService(store, intake, cluster_id, stall_s, Callers(identity), bandwidth)
         self._server.add_generic_rpc_handlers((_handlers(service),))
 
     async def start(self, host: str) -> int:

@@ -11,7 +11,7 @@ import grpc.aio
 
 from snapshotd.errors import PeerError
 from snapshotd.rpc.tls import Identity, meaning
-from snapshotd.wire.protocol import MAX_CONTROL_BYTES
+from snapshotd.wire.protocol import GRPC, MAX_CONTROL_BYTES
 
 #: One attempt to connect: a busy node takes its time.
 CONNECT_ATTEMPT_S: Final = 5.0
@@ -32,10 +32,11 @@ OPTIONS = (
 
 
 class Peer(NamedTuple):
-    """Whom to dial: the node that is meant, and where."""
+    """Whom to dial: the node that is meant, where, and over which plane."""
 
     node: str
     address: str
+    plane: str = GRPC
 
     def __str__(self) -> str:
         return self.address

@@ -52,9 +52,7 @@ from snapshotd.rpc.checks import (
     checked_size,
     malformed,
 )
-from snapshotd.wire.protocol import (
-    MAX_JOBS,
-)
+from snapshotd.wire.protocol import GRPC, MAX_JOBS
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -333,6 +331,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         short=s.short,
         accused=[_accusation_to(a) for a in s.accused],
         vows=[_vow_to(v) for v in s.vows],
+        plane=s.plane,
     )
 
 
@@ -346,6 +345,8 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         raise malformed(f"a slot that speaks of the restores of {len(m.vows)} jobs")
     if m.address:
         check_peer_address(m.address)
+    if m.plane:
+        check_name("the name of a plane", m.plane)
     return SlotFacts(
         slot=m.slot,
         address=m.address,
@@ -356,6 +357,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         short=tuple(m.short),
         accused=tuple(_accusation_from(a) for a in m.accused),
         vows=tuple(_vow_from(v) for v in m.vows),
+        plane=m.plane or GRPC,
     )
 
 

@@ -9,7 +9,8 @@ one who is dialled checks that the caller is the node that it says it is.
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -50,6 +51,9 @@ class Identity:
     ca: bytes
     cert: bytes
     key: bytes
+    #: The same for plain sockets, of those who dial and those who are dialled.
+    dialling: ssl.SSLContext = field(repr=False, compare=False)
+    dialled: ssl.SSLContext = field(repr=False, compare=False)
 
     @classmethod
     def load(cls, files: TlsFiles, cluster_id: str, node: str | None = None) -> Identity:
@@ -67,7 +71,11 @@ class Identity:
             key: _read(f"tls.{key}", path)
             for key, path in (("ca", files.ca), ("cert", files.cert), ("key", files.key))
         }
-        held = _names(files)
+        dialled, dialling = (
+            _context(files, protocol)
+            for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
+        )
+        held = _names(files, dialled, dialling)
         for name in (cluster_id, *([node_name(node, cluster_id)] if node else [])):
             if name not in held:
                 raise ConfigError(
@@ -75,7 +83,7 @@ class Identity:
                     f"Have the CA sign one whose subjectAltName has DNS:{name}, or correct "
                     "cluster_id or node_id",
                 )
-        return cls(cluster_id, **pem)
+        return cls(cluster_id, **pem, dialling=dialling, dialled=dialled)
 
     def server(self) -> grpc.ServerCredentials:
         """Of a port that only takes callers with a certificate of the CA."""
@@ -112,15 +120,20 @@ class Callers:
         Raises:
             RequestError: its certificate says otherwise.
         """
+        if self._cluster_id is not None:
+            held = [name.decode() for name in context.auth_context().get(_NAMES, ())]
+            self.check_names(held, context.peer(), node)
+
+    def check_names(self, held: Collection[str], peer: str, node: str | None = None) -> None:
+        """As `check`, of a caller at the address `peer` whose certificate has the names `held`."""
         if self._cluster_id is None:
             return
-        held = [name.decode() for name in context.auth_context().get(_NAMES, ())]
         wanted = [self._cluster_id, *([node_name(node, self._cluster_id)] if node else [])]
         for name in wanted:
             if name not in held:
                 said = f" said that it is node {node!r}, but" if node else ""
                 raise malformed(
-                    f"the caller at {context.peer()}{said} shows a certificate of "
+                    f"the caller at {peer}{said} shows a certificate of "
                     f"{', '.join(held) or 'nobody'}, not of {name}"
                 )
 
@@ -144,6 +157,10 @@ _MEANINGS: Final = (
         "it does not speak TLS, and this node does: set [tls] on all nodes or on none",
     ),
 )
+_HUNG_UP: Final = (
+    "it hung up at once; it may speak TLS, which this node does not: see [tls]",
+    "it hung up on this node's certificate; its tls.ca may be another, or ours expired",
+)
 _CONNECTING: Final = "failed to connect"
 _CLOSED: Final = "Socket closed"
 
@@ -160,11 +177,22 @@ def meaning(details: str, name: str | None) -> str | None:
     for words, means in _MEANINGS:
         if words in details:
             return means.format(name=name)
-    if _CLOSED not in details:
-        return None
-    if name is None:
-        return "it hung up at once; it may speak TLS, which this node does not: see [tls]"
-    return "it hung up on this node's certificate; its tls.ca may be another, or ours expired"
+    return _HUNG_UP[name is not None] if _CLOSED in details else None
+
+
+def shake_meaning(error: OSError) -> str:
+    """Why a handshake over a plain socket came to nothing."""
+    if isinstance(error, ssl.SSLCertVerificationError) and "expired" in error.verify_message:
+        return "its certificate has expired"
+    for words, means in _MEANINGS:
+        if words in str(error):
+            return means
+    return _HUNG_UP[True]
+
+
+def check_dialled(names: Collection[str], name: str) -> str | None:
+    """What is wrong with the names of a certificate that had to say `name`; None: nothing."""
+    return None if name in names else _MEANINGS[0][1].format(name=name)
 
 
 # -- trying the files
@@ -180,11 +208,8 @@ def _read(key: str, path: Path) -> bytes:
         ) from error
 
 
-def _names(files: TlsFiles) -> list[str]:
+def _names(files: TlsFiles, server: ssl.SSLContext, client: ssl.SSLContext) -> list[str]:
     """DNS names of the certificate, once a handshake with it in both roles has succeeded."""
-    server, client = (
-        _context(files, protocol) for protocol in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT)
-    )
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     ends = (
         client.wrap_bio(to_client, to_server),

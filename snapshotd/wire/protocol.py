@@ -16,6 +16,10 @@ HEADER_BYTES: Final = 4096
 #: Unit of transfer and of coding between nodes. A power of two, a multiple of every grain.
 TRANSFER_BYTES: Final = 1 << 20
 
+#: What blocks go over between nodes; every node dials both, and serves one of them.
+GRPC: Final = "grpc"
+SOCKETS: Final = "sockets"
+
 #: Bounds of a grain, the unit of checksums.
 MIN_GRAIN_BYTES: Final = 4 << 10
 MAX_GRAIN_BYTES: Final = 1 << 20

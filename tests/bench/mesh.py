@@ -58,8 +58,12 @@ def _serve() -> None:
 
 
 @contextmanager
-def mesh(processes: int, bytes_each: int) -> Iterator[Callable[[], None]]:
-    """A call lets each of `processes` send `bytes_each` in all, in equal parts to all others."""
+def mesh(processes: int, bytes_each: int) -> Iterator[tuple[Callable[[], None], list[int]]]:
+    """A call lets each of `processes` send `bytes_each` in all, in equal parts to all others.
+
+    Yields:
+        The call, and the processes' ids.
+    """
     with ExitStack() as stack:
         members = []
         for _ in range(processes):
@@ -84,7 +88,7 @@ def mesh(processes: int, bytes_each: int) -> Iterator[Callable[[], None]]:
                 member.stdin.write("\n")
             _answers(members)
 
-        yield move
+        yield move, [member.pid for member in members]
 
 
 def _answers(members: list[subprocess.Popen[str]]) -> None:

@@ -1,7 +1,7 @@
 """Ways to stream blocks from one process to another: what each costs in processor time.
 
-Bare: no digests, no code, chunks of TRANSFER_BYTES from memory, received and let go. The gRPC rows
-pack and parse chunks as the daemon does, or as protobuf would.
+No digests, no code: chunks of TRANSFER_BYTES from memory, received and let go. gRPC and sockets are
+the daemon's planes, in its frames; ZeroMQ and bare sockets are what they are measured against.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,23 +26,24 @@ import zmq.asyncio
 
 from snapshotd.memory.heap import keep_freed
 from snapshotd.rpc.channels import OPTIONS, Channels, Peer, listen
+from snapshotd.rpc.connection import Connection, Kind
 from snapshotd.rpc.framing import pack_reply, parse_reply
 from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.wire.protocol import TRANSFER_BYTES
-from snapshotd.wire.v1 import node_pb2 as pb
 from tests.bench.harness import Scale, Table, gb_per_s
 from tests.integration.authority import Authority
 
 PLANES = (
-    "gRPC, protobuf",
     "gRPC",
     "gRPC, TLS",
-    "ZeroMQ, copying",
+    "sockets",
+    "sockets, TLS",
     "ZeroMQ",
     "ZeroMQ, CURVE",
-    "sockets",
+    "bare sockets",
 )
 HOST = "127.0.0.1"
+STALL_S = 10.0
 #: Chunks that a ZeroMQ reader asks for ahead.
 WINDOW = 4
 _MEMORY_BYTES = 64 * TRANSFER_BYTES
@@ -99,14 +101,12 @@ async def _chunks(
     if plane.startswith("gRPC"):
         identity = Identity.load(files, "test") if "TLS" in plane else None
         channels = Channels(identity)
-        by_protobuf = "protobuf" in plane
-        parse: Any = pb.ReadReply.FromString if by_protobuf else parse_reply
         method: Any = channels.to(Peer("n0", f"{HOST}:{told['port']}")).unary_stream(
-            "/planes/Read", response_deserializer=parse
+            "/planes/Read", response_deserializer=parse_reply
         )
         call = method(b"")
         while (part := await call.read()) is not grpc.aio.EOF:
-            yield memoryview(part.chunk) if by_protobuf else part
+            yield part
         await channels.close()
     elif plane.startswith("ZeroMQ"):
         context = zmq.asyncio.Context()
@@ -123,14 +123,31 @@ async def _chunks(
         context.destroy(0)
     else:
         buffer = memoryview(bytearray(TRANSFER_BYTES))
-        loop = asyncio.get_running_loop()
-        with socket.create_connection((HOST, told["port"])) as connection:
-            connection.setblocking(False)
+        dialled = socket.create_connection((HOST, told["port"]))
+        for chunk in _received(plane, dialled, buffer, chunks, files):
+            yield chunk
+
+
+def _received(
+    plane: str, dialled: socket.socket, buffer: memoryview, chunks: int, files: TlsFiles
+) -> Iterator[memoryview]:
+    """The loop would have nothing else to do: in this thread."""
+    if plane == "bare sockets":
+        with dialled:
             for _ in range(chunks):
                 at = 0
                 while at < len(buffer):
-                    at += await loop.sock_recv_into(connection, buffer[at:])
+                    at += dialled.recv_into(buffer[at:])
                 yield buffer
+        return
+    with closing(Connection(dialled, STALL_S)) as connection:
+        if "TLS" in plane:
+            connection.secure(Identity.load(files, "test").dialling, server_side=False)
+        for _ in range(chunks):
+            kind, count = connection.head()
+            assert (kind, count) == (Kind.CHUNK, len(buffer))
+            connection.fill(buffer)
+            yield buffer
 
 
 def _say(what: Any) -> None:
@@ -141,11 +158,13 @@ async def _send(plane: str, chunks: int, files: TlsFiles) -> None:
     """Serve one stream, and say what it took."""
     with mmap.mmap(-1, _MEMORY_BYTES) as memory:
         memory[:] = bytes(_MEMORY_BYTES)
-        serve = {"gRPC": _send_grpc, "ZeroMQ": _send_zmq, "sockets": _send_sockets}
+        serve = {"gRPC": _send_grpc, "ZeroMQ": _send_zmq}
         kind = plane.partition(",")[0]
         view = memoryview(memory)
         try:
-            await serve[kind](plane, [_chunk(view, i) for i in range(chunks)], files)
+            await serve.get(kind, _send_sockets)(
+                plane, [_chunk(view, i) for i in range(chunks)], files
+            )
         finally:
             view.release()
 
@@ -156,18 +175,17 @@ def _chunk(view: memoryview, index: int) -> memoryview:
 
 
 async def _send_grpc(plane: str, chunks: list[memoryview], files: TlsFiles) -> None:
-    by_protobuf, done = "protobuf" in plane, asyncio.Event()
+    done = asyncio.Event()
 
     async def read(_: bytes, context: Any) -> None:
         cpu_s = time.process_time()
         for chunk in chunks:
             with chunk:
-                await context.write(pb.ReadReply(chunk=bytes(chunk)) if by_protobuf else chunk)
+                await context.write(chunk)
         _say(time.process_time() - cpu_s)
         done.set()
 
-    pack: Any = pb.ReadReply.SerializeToString if by_protobuf else pack_reply
-    handler = grpc.unary_stream_rpc_method_handler(read, None, pack)
+    handler = grpc.unary_stream_rpc_method_handler(read, None, pack_reply)
     server = grpc.aio.server(options=OPTIONS)
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler("planes", {"Read": handler}),)
@@ -190,7 +208,7 @@ async def _send_zmq(plane: str, chunks: list[memoryview], files: TlsFiles) -> No
     for chunk in chunks:
         name, _ = await peers.recv_multipart()
         cpu_s = cpu_s if cpu_s is not None else time.process_time()
-        await peers.send_multipart([name, chunk], copy="copying" in plane)
+        await peers.send_multipart([name, chunk], copy=False)
     _say(time.process_time() - cpu_s)
     await asyncio.to_thread(context.destroy, 5000)  # what is queued is still sent
     for chunk in chunks:
@@ -198,16 +216,23 @@ async def _send_zmq(plane: str, chunks: list[memoryview], files: TlsFiles) -> No
 
 
 async def _send_sockets(plane: str, chunks: list[memoryview], files: TlsFiles) -> None:
-    loop = asyncio.get_running_loop()
     with socket.create_server((HOST, 0)) as server:
-        server.setblocking(False)
         _say({"port": server.getsockname()[1]})
-        connection, _ = await loop.sock_accept(server)
-    cpu_s = time.process_time()
-    with connection:
-        for chunk in chunks:
-            with chunk:
-                await loop.sock_sendall(connection, chunk)
+        accepted, _ = await asyncio.to_thread(server.accept)
+    if plane == "bare sockets":
+        cpu_s = time.process_time()
+        with accepted:
+            for chunk in chunks:
+                with chunk:
+                    accepted.sendall(chunk)
+    else:
+        with closing(Connection(accepted, STALL_S)) as connection:
+            if "TLS" in plane:
+                connection.secure(Identity.load(files, "test").dialled, server_side=True)
+            cpu_s = time.process_time()
+            for chunk in chunks:
+                with chunk:
+                    connection.send(Kind.CHUNK, chunk)
     _say(time.process_time() - cpu_s)
 
 

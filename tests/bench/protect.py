@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Event
 
+import psutil
 import torch
 
 from snapshotd.config import Timeouts
@@ -35,7 +36,8 @@ def run(scale: Scale) -> Iterator[Table]:
         f"Seal to protected: {NODES} nodes, {scale.bytes // MIB} MiB each",
         "ms, medians, all nodes at once; sockets: the same bytes between as many processes, "
         "plain; bytes: of the dearest node, each a snapshot, over S(1 + (m-1)/k); payload: as the "
-        "daemons count it, tcp: as the kernel counts it, control traffic and all",
+        "daemons count it, tcp: as the kernel counts it, control traffic and all; cpu: "
+        "processor time of all of them, s for each GB of state",
     )
     for parity in PARITIES:
         table.add(**measured(parity, scale))
@@ -49,19 +51,26 @@ def measured(parity: int, scale: Scale) -> dict[str, object]:
     budget = round(2.2 * scale.bytes * (1 + parity / data)) + 64 * MIB
     with (
         closing(_cluster(parity, budget)) as cluster,
-        mesh(NODES, round(expected)) as move,
+        mesh(NODES, round(expected)) as (move, members),
         closing(_Ranks(cluster.start(NODES), scale.bytes)) as ranks,
     ):
+        nodes = list(cluster.nodes.values())
+        kinds = {
+            "sockets_cpu": members,
+            "smp_cpu": [pid for node in nodes for pid in node.smp_pids()],
+            "supervisor_cpu": [node.process.pid for node in nodes],
+        }
         for _ in range(4):  # until every buffer is there and touched
             move()
             ranks.step()
             ranks.protected()
-        before = ranks.sent_bytes()
+        before, spent = ranks.sent_bytes(), {k: _cpu_s(pids) for k, pids in kinds.items()}
         sockets, protection = Timing(), Timing()
         for _ in range(scale.repeats):
             sockets.note(move)
             ranks.step()
             protection.note(ranks.protected)
+        spent = {k: _cpu_s(pids) - spent[k] for k, pids in kinds.items()}
         sent = ranks.sent_bytes()
     payload, tcp = (
         max(b - a for a, b in zip(before[kind], sent[kind], strict=True))
@@ -75,7 +84,14 @@ def measured(parity: int, scale: Scale) -> dict[str, object]:
         "ratio": protection.median_s / sockets.median_s,
         "payload": payload,
         "tcp": tcp,
+        **{k: cpu_s / (scale.repeats * NODES * scale.bytes / 1e9) for k, cpu_s in spent.items()},
     }
+
+
+def _cpu_s(pids: list[int]) -> float:
+    """Processor time of some processes since their start."""
+    times = [psutil.Process(pid).cpu_times() for pid in pids]
+    return sum(t.user + t.system for t in times)
 
 
 def _cluster(parity: int, budget: int) -> Cluster:

@@ -162,8 +162,9 @@ class _Pair:
 def _loss(scale: Scale, loopback: float) -> Table:
     table = Table(
         "A node is lost: its shard from the blocks of three others",
-        f"GB/s of the lost shard and of what was received for it; loopback {loopback:.1f}; memory: "
-        "the most that the rebuilding SMP had of its own beyond its start, MiB",
+        f"GB/s of the lost shard and of what was received for it; loopback {loopback:.1f}; cpu: "
+        "s of the rebuilding SMP for each GB received; memory: the most that it had of its own "
+        "beyond its start, MiB",
     )
     size = scale.bytes
     if not _fits(3 * GROUP * size):
@@ -204,16 +205,18 @@ def _rebuilt(cluster: Cluster, size: int, loopback: float) -> dict[str, object]:
         "shard": gb_per_s(shard, seen.filled_s),
         "received": received,
         "of_loopback": received / loopback,
+        "cpu": seen.cpu_s / ((GROUP - 1) * shard / 1e9),
         "memory_MiB": seen.memory_bytes / MIB,
     }
 
 
 @dataclass(slots=True)
 class _Rebuild:
-    """Seconds that the lost shard's segment was allocated and filled; the SMP's memory then."""
+    """Seconds that the lost shard's segment was allocated and filled; what the SMP took then."""
 
     allocated_s: float
     filled_s: float
+    cpu_s: float
     memory_bytes: int
 
 
@@ -221,16 +224,24 @@ def _watch_rebuild(node: Node) -> _Rebuild:
     """See from outside what becomes of the data segments of a node that came back empty."""
     eventually("its SMP runs", node.smp_pids, 60.0)
     status = Path(f"/proc/{node.smp_pids()[0]}/status")
-    made_s = begun_s = 0.0
+    process = psutil.Process(node.smp_pids()[0])
+    made_s = begun_s = spent_s = 0.0
     at_first = most = _own_bytes(status)
     while True:
         now_s, states = time.perf_counter(), _data_states(node)
         made_s = made_s or (now_s if states else 0.0)
-        begun_s = begun_s or (now_s if State.WRITING in states else 0.0)
+        if not begun_s and State.WRITING in states:
+            begun_s, spent_s = now_s, _cpu_s(process)
         if State.SEALED in states:
-            return _Rebuild(begun_s - made_s, now_s - begun_s, most - at_first)
+            spent_s = _cpu_s(process) - spent_s
+            return _Rebuild(begun_s - made_s, now_s - begun_s, spent_s, most - at_first)
         most = max(most, _own_bytes(status))
         time.sleep(0.002)  # noqa: TID251  # looking at another process from outside
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return times.user + times.system
 
 
 def _data_states(node: Node) -> set[State]:

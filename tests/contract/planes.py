@@ -9,26 +9,37 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.errors import SnapshotdError
 from snapshotd.metadata import Home, ParityPlace, Version
 from snapshotd.rpc.block_client import BlocksClient
-from snapshotd.rpc.block_service import BLOCKS_SERVICE, BlocksServer, Record, What
-from snapshotd.rpc.channels import OPTIONS, Channels, Peer, listen
+from snapshotd.rpc.block_service import BLOCKS_SERVICE, Record, What
+from snapshotd.rpc.channels import OPTIONS, Peer, listen
+from snapshotd.rpc.connection import Connection, Kind
 from snapshotd.rpc.convert import version_to
-from snapshotd.rpc.tls import Identity
+from snapshotd.rpc.framing import parse_reply
+from snapshotd.rpc.socket_client import PlanesClient
+from snapshotd.rpc.socket_service import SocketsServer
+from snapshotd.rpc.streaming import Bandwidth, streamed
+from snapshotd.rpc.tls import Identity, TlsFiles
+from snapshotd.smp import SERVERS
+from snapshotd.wire.protocol import GRPC, SOCKETS
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 from tests.integration.authority import Authority
 
 #: Short: what stalls is to be found out soon.
 STALL_S = 1.0
+#: Each of them as the tests name it.
+NAMES = (GRPC, f"{GRPC}-tls", SOCKETS, f"{SOCKETS}-tls")
 VERSION = Version(5, 1)
 PLACE = ParityPlace((0, 1), 1, 0, 0)
 HOST = "127.0.0.1"
@@ -118,13 +129,16 @@ class Plane:
     """gRPC, with or without TLS."""
 
     identity: Identity | None
+    name: str = GRPC
 
     @asynccontextmanager
-    async def serving(self, source: Source, holder: Holder) -> AsyncIterator[Peer]:
+    async def serving(
+        self, source: Source, holder: Holder, bandwidth: Bandwidth | None = None
+    ) -> AsyncIterator[Peer]:
         """An honest slot."""
-        server = BlocksServer(source, holder, "test", STALL_S, self.identity)
+        server = SERVERS[self.name](source, holder, "test", STALL_S, self.identity, bandwidth)
         try:
-            yield Peer("n0", f"{HOST}:{await server.start(HOST)}")
+            yield Peer("n0", f"{HOST}:{await server.start(HOST)}", self.name)
         finally:
             await server.stop()
 
@@ -149,16 +163,75 @@ class Plane:
             await server.stop(0)
 
     @asynccontextmanager
-    async def client(self) -> AsyncIterator[BlocksClient]:
-        channels = Channels(self.identity)
+    async def client(self, bandwidth: Bandwidth | None = None) -> AsyncIterator[BlocksClient]:
+        client = PlanesClient(
+            self.identity,
+            "test",
+            Home("n0", 0),
+            STALL_S,
+            lambda _: None,
+            lambda _: None,
+            bandwidth,
+        )
         try:
-            yield BlocksClient(
-                channels, "test", Home("n0", 0), STALL_S, lambda _: None, lambda _: None
-            )
+            yield client
         finally:
-            await channels.close()
+            await client.close()
+
+
+@dataclass(frozen=True)
+class SocketPlane(Plane):
+    """Plain sockets, with or without TLS."""
+
+    name: str = SOCKETS
+
+    @asynccontextmanager
+    async def lying(self, script: Script) -> AsyncIterator[Peer]:
+        server = _LyingServer(script, self.identity)
+        try:
+            yield Peer("n0", f"{HOST}:{await server.start(HOST)}", self.name)
+        finally:
+            await server.stop()
+
+
+class _LyingServer(SocketsServer):
+    """Takes connections as an honest one does; what it serves on them is the script."""
+
+    def __init__(self, script: Script, identity: Identity | None) -> None:
+        nothing: Any = None
+        super().__init__(nothing, nothing, "test", STALL_S, identity)
+        self._service = _LyingService(script)  # type: ignore[assignment]
+
+
+@dataclass
+class _LyingService:
+    script: Script
+
+    async def serve(self, connection: Connection) -> None:
+        kind, count = await streamed(connection.head, connection.abort)
+        assert kind is Kind.READ
+        await streamed(partial(connection.body, count), connection.abort)
+        async for message in self.script():
+            await streamed(partial(connection.send, *_frame(message)), connection.abort)
+
+
+def _frame(message: bytes) -> tuple[Kind, bytes | memoryview]:
+    """The frame in which a message would come."""
+    try:
+        part = parse_reply(message)
+    except DecodeError:
+        return Kind.MESSAGE, message
+    if isinstance(part, memoryview):
+        return Kind.CHUNK, part
+    return Kind.MESSAGE, message
 
 
 def planes(directory: Path) -> dict[str, Plane]:
     files = Authority(directory).of("n0")
-    return {"grpc": Plane(None), "grpc-tls": Plane(Identity.load(files, "test", "n0"))}
+    return {name: plane_of(name, files) for name in NAMES}
+
+
+def plane_of(name: str, files: TlsFiles) -> Plane:
+    """A plane of NAMES, as a node with these files has it."""
+    identity = Identity.load(files, "test", "n0") if name.endswith("-tls") else None
+    return (SocketPlane if name.startswith(SOCKETS) else Plane)(identity)

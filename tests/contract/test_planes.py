@@ -5,23 +5,37 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from snapshotd.coding.digest import grain_digests
+from snapshotd.core.bandwidth import BURST_S
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
-from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.channels import Peer
+from snapshotd.rpc.streaming import Bandwidth, streamed
 from snapshotd.wire.protocol import TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
-from tests.contract.planes import PLACE, STALL_S, VERSION, Holder, Plane, Source, planes, record_of
+from tests.contract.planes import (
+    NAMES,
+    PLACE,
+    STALL_S,
+    VERSION,
+    Holder,
+    Plane,
+    Source,
+    plane_of,
+    planes,
+    record_of,
+)
 
-NAMES = ["grpc", "grpc-tls"]
 LENGTHS = [0, 1, 4096, TRANSFER_BYTES - 1, TRANSFER_BYTES, 3 * TRANSFER_BYTES + 4097]
 
 
@@ -52,15 +66,7 @@ async def read(client: BlocksClient, peer: Peer, offset: int, count: int) -> byt
 
 
 async def store(client: BlocksClient, peer: Peer, chunks: list[bytes], length: int) -> None:
-    writer = client.store(
-        peer,
-        job="job",
-        epoch=5,
-        version=VERSION,
-        place=PLACE,
-        image_bytes=length,
-        shard_bytes=[length, length],
-    )
+    writer = opened(client, peer, length)
     try:
         for chunk in chunks:
             await writer.send(memoryview(chunk))
@@ -244,7 +250,8 @@ def test_a_source_that_is_killed(name: str, tmp_path: Path) -> None:
 
         async def act() -> None:
             async with reading_as(directory, name).client() as client:
-                reader = client.read(Peer("n0", address), "job", VERSION, 0, 0, 2 * TRANSFER_BYTES)
+                peer = Peer("n0", address, name.removesuffix("-tls"))
+                reader = client.read(peer, "job", VERSION, 0, 0, 2 * TRANSFER_BYTES)
                 assert len(await reader.chunk()) == TRANSFER_BYTES
                 source.kill()
                 with pytest.raises(PeerError, match="reading a block"):
@@ -259,13 +266,10 @@ def test_a_source_that_is_killed(name: str, tmp_path: Path) -> None:
 
 def reading_as(directory: Path, name: str) -> Plane:
     """A plane with the identity that another process made in `directory`."""
-    from snapshotd.rpc.tls import Identity, TlsFiles
+    from snapshotd.rpc.tls import TlsFiles
 
-    if name == "grpc":
-        return Plane(None)
     (key,) = directory.glob("*.key")
-    files = TlsFiles(directory / "ca.pem", key.with_suffix(".pem"), key)
-    return Plane(Identity.load(files, "test", "n0"))
+    return plane_of(name, TlsFiles(directory / "ca.pem", key.with_suffix(".pem"), key))
 
 
 # -- storing
@@ -340,3 +344,166 @@ def test_a_sender_that_ends_nothing(plane: Plane, leaves: bool) -> None:
             writer.cancel()
 
     asyncio.run(act())
+
+
+# -- in threads, as stripes are coded
+
+
+def test_chunks_taken_by_a_thread(plane: Plane) -> None:
+    """Into memory of the stream's own, or where they are to lie."""
+    image = bytes_of(3 * TRANSFER_BYTES + 4097)
+
+    async def act() -> None:
+        source = Source(image, record_of(image))
+        async with plane.serving(source, Holder(0)) as peer, plane.client() as client:
+            for into in (None, bytearray(len(image))):
+                reader = client.read(peer, "job", VERSION, 0, 0, len(image))
+                await reader.record()
+                got = await streamed(partial(taken, reader, len(image), into), reader.abort)
+                reader.cancel()
+                assert got == image
+                assert into is None or into == image
+        assert source.sent_bytes == 2 * len(image)
+
+    asyncio.run(act())
+
+
+def taken(reader: BlockReader, count: int, into: bytearray | None) -> bytes:
+    got = b""
+    while len(got) < count:
+        place = memoryview(into)[len(got) : len(got) + TRANSFER_BYTES] if into else None
+        got += reader.take(place)
+    return got
+
+
+def test_chunks_put_by_a_thread(plane: Plane) -> None:
+    image = bytes_of(3 * TRANSFER_BYTES + 4097)
+
+    async def act() -> None:
+        holder = Holder(len(image))
+        async with (
+            plane.serving(Source(b"", record_of(b"")), holder) as peer,
+            plane.client() as client,
+        ):
+            writer = opened(client, peer, len(image))
+            await writer.open()
+            for chunk in whole(image):
+                await streamed(partial(writer.put, memoryview(chunk)), writer.abort)
+            await writer.finish(seg.ParityRecord(image_bytes=len(image)))
+            writer.cancel()
+        assert holder.ends.get_nowait() == (image, grain_digests(memoryview(image)))
+
+    asyncio.run(act())
+
+
+def opened(client: BlocksClient, peer: Peer, length: int) -> BlockWriter:
+    return client.store(
+        peer,
+        job="job",
+        epoch=5,
+        version=VERSION,
+        place=PLACE,
+        image_bytes=length,
+        shard_bytes=[length, length],
+    )
+
+
+@pytest.mark.parametrize("lie", ["short", "wrong bytes", "longer chunks", "silence"])
+def test_a_thread_hears_of_lies(plane: Plane, lie: str) -> None:
+    script, wrong, what = LIES[lie]
+
+    async def act() -> None:
+        async with plane.lying(script) as peer, plane.client() as client:
+            reader = client.read(peer, "job", VERSION, 0, 0, len(IMAGE))
+            await reader.record()
+            with pytest.raises(PeerError, match=what) as caught:
+                await streamed(partial(taken, reader, len(IMAGE), None), reader.abort)
+            reader.cancel()
+        if isinstance(wrong, Misdeed):
+            assert isinstance(caught.value, Misbehaved)
+            assert caught.value.misdeed == wrong
+
+    asyncio.run(act())
+
+
+def test_a_thread_that_waits_for_a_chunk_ends_when_it_is_cancelled(plane: Plane) -> None:
+    async def act() -> None:
+        silent = script_of(RECORD, silent=True)
+        async with plane.lying(silent) as peer, plane.client() as client:
+            reader = client.read(peer, "job", VERSION, 0, 0, len(IMAGE))
+            await reader.record()
+            begun, ended = threading.Event(), threading.Event()
+
+            def work() -> None:
+                begun.set()
+                try:
+                    reader.take()
+                finally:
+                    ended.set()
+
+            task = asyncio.create_task(streamed(work, reader.abort))
+            await asyncio.to_thread(begun.wait)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            assert ended.is_set()
+            reader.cancel()
+
+    asyncio.run(act())
+
+
+# -- no more than is allowed
+
+
+class Virtual(Bandwidth):
+    """Nobody waits; the time that all of them would have waited is counted."""
+
+    RATE = 32 << 20
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self.sent: list[tuple[float, int]] = []
+        super().__init__(self.RATE, lambda: self.now_s)
+
+    def pause_s(self, count: int) -> float:
+        self.now_s += super().pause_s(count)
+        self.sent.append((self.now_s, count))
+        return 0.0
+
+    def check(self, count: int) -> None:
+        """`count` bytes went, and at no time more than the bound allows."""
+        assert sum(sent for _, sent in self.sent) == count
+        gone = 0
+        for now_s, sent in self.sent:
+            assert gone <= self.RATE * (now_s + BURST_S)
+            gone += sent
+        assert self.now_s >= (count - TRANSFER_BYTES) / self.RATE - BURST_S
+
+
+def test_blocks_that_are_read_keep_the_bound_of_their_source(plane: Plane) -> None:
+    image, bound = bytes_of(20 * TRANSFER_BYTES + 1), Virtual()
+
+    async def act() -> None:
+        source = Source(image, record_of(image))
+        async with plane.serving(source, Holder(0), bound) as peer, plane.client() as client:
+            got = await asyncio.gather(*(read(client, peer, 0, len(image)) for _ in range(2)))
+            assert got == [image, image]
+
+    asyncio.run(act())
+    bound.check(2 * len(image))
+
+
+def test_blocks_that_are_stored_keep_the_bound_of_their_sender(plane: Plane) -> None:
+    image, bound = bytes_of(20 * TRANSFER_BYTES), Virtual()
+
+    async def act() -> None:
+        holder = Holder(len(image))
+        async with (
+            plane.serving(Source(b"", record_of(b"")), holder) as peer,
+            plane.client(bound) as client,
+        ):
+            await store(client, peer, whole(image), len(image))
+        assert holder.ends.get_nowait()[0] == image
+
+    asyncio.run(act())
+    bound.check(len(image))

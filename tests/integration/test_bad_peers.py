@@ -165,7 +165,7 @@ def test_bytes_that_are_no_message(steady: Steady, node: Node, method: str, mess
 
 
 def test_bytes_that_are_no_http(steady: Steady, node: Node) -> None:
-    for address in (node.address, wires.blocks(node)):
+    for address in (node.address, wires.blocks(node).address):
         host, _, port = address.rpartition(":")
         with socket.create_connection((host, int(port))) as plain:
             plain.sendall(GARBAGE * 100)

@@ -15,6 +15,7 @@ from snapshotd.rpc.operator import fetch_status
 from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.wire.protocol import PROTOCOL_VERSION
 from snapshotd.wire.v1 import node_pb2 as pb
+from tests.integration import wires
 from tests.integration.authority import Authority
 from tests.integration.cluster import Cluster, Node, eventually
 from tests.integration.ranks import Job, homes
@@ -102,14 +103,12 @@ def call(node: Node, tls: TlsFiles, method: str, message: object) -> bytes:
     """A call with a certificate. Raises grpc.RpcError."""
     identity = Identity.load(tls, "test")
     options = [("grpc.ssl_target_name_override", "test"), ("grpc.enable_http_proxy", 0)]
-    address = node.address
-    if method.startswith("Blocks"):
-        address = node.status().slots[0].address
-    with grpc.secure_channel(address, identity.channel(), options) as channel:
+    if method == "Blocks/Store":
+        wires.store(wires.blocks(node), [message], identity)
+    with grpc.secure_channel(node.address, identity.channel(), options) as channel:
         path = f"/snapshotd.wire.v1.{method}"
-        make = channel.stream_unary if method.endswith("Store") else channel.unary_unary
-        argument = iter([message]) if method.endswith("Store") else message
-        return make(path, lambda m: m.SerializeToString(), None)(argument, timeout=10)
+        stub = channel.unary_unary(path, lambda m: m.SerializeToString(), None)
+        return stub(message, timeout=10)
 
 
 def test_who_speaks_in_another_s_name(cluster: Clusters, authority: Authority) -> None:

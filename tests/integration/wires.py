@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import grpc
 import zmq
 
-from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION
+from snapshotd.rpc.channels import Peer
+from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame
+from snapshotd.rpc.tls import Identity
+from snapshotd.wire.protocol import FRONT_SOCKET, PROTOCOL_VERSION, SOCKETS
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import trainer_pb2 as tp
 from tests.integration.cluster import Node
@@ -87,9 +92,10 @@ def links(node: Node) -> str:
     return f"unix:{node.run_dir / 'links.sock'}"
 
 
-def blocks(node: Node, slot: int = 0) -> str:
-    """Address of a slot's block service."""
-    return next(s.address for s in node.status().slots if s.slot == slot)
+def blocks(node: Node, slot: int = 0) -> Peer:
+    """Where a slot's blocks are served, and over which plane."""
+    found = next(s for s in node.status().slots if s.slot == slot)
+    return Peer(node.name, found.address, found.plane)
 
 
 def _plain(message: object) -> bytes:
@@ -110,19 +116,93 @@ def call(address: str, method: str, message: object, reply: type | None = None) 
         return stub(message, timeout=ANSWER_S)
 
 
-def read(address: str, message: object) -> list[pb.ReadReply]:
+def read(peer: Peer, message: object) -> list[pb.ReadReply]:
     """All that a Read answers. Raises grpc.RpcError."""
-    with _channel(address) as channel:
+    if peer.plane == SOCKETS:
+        with connection(peer) as raw:
+            raw.send(Kind.READ, _plain(message))
+            return [_reply(raw), *_replies(raw)]
+    with _channel(peer.address) as channel:
         method = "/snapshotd.wire.v1.Blocks/Read"
         stub = channel.unary_stream(method, _plain, pb.ReadReply.FromString)
         return list(stub(message, timeout=ANSWER_S))
 
 
-def store(address: str, parts: Iterable[object]) -> None:
+def store(peer: Peer, parts: Iterable[object], identity: Identity | None = None) -> None:
     """Send the parts of a Store. Raises grpc.RpcError."""
-    with _channel(address) as channel:
+    if peer.plane == SOCKETS:
+        _store(peer, parts, identity)
+        return
+    with _channel(peer.address) as channel:
         method = "/snapshotd.wire.v1.Blocks/Store"
         channel.stream_unary(method, _plain, None)(iter(parts), timeout=ANSWER_S)
+
+
+class Refused(grpc.RpcError):
+    """What a plane without gRPC answers, as gRPC would say it."""
+
+    def __init__(self, text: str) -> None:
+        name, _, self._details = text.partition(": ")
+        self._code = getattr(grpc.StatusCode, name.upper())
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return self._details
+
+
+@contextmanager
+def connection(peer: Peer, identity: Identity | None = None) -> Iterator[Connection]:
+    """A connection to a slot that serves its blocks over plain sockets."""
+    host, _, port = peer.address.rpartition(":")
+    with closing(Connection(socket.create_connection((host, int(port))), ANSWER_S)) as made:
+        if identity is not None:
+            made.secure(identity.dialling, server_side=False)
+        yield made
+
+
+def _replies(raw: Connection) -> Iterator[pb.ReadReply]:
+    """Until nothing more comes for a moment."""
+    while not raw.is_idle():
+        yield _reply(raw)
+
+
+def _reply(raw: Connection) -> pb.ReadReply | None:
+    """None: the holder is ready for a block. Raises Refused."""
+    try:
+        kind, count = raw.head()
+        body = raw.body(count)
+    except (HungUp, NotAFrame) as error:
+        raise Refused(f"unavailable: {error}") from error
+    if kind is Kind.REFUSED:
+        raise Refused(body.decode())
+    if kind is Kind.CHUNK:
+        return pb.ReadReply(chunk=body)
+    return pb.ReadReply.FromString(body) if kind is Kind.MESSAGE else None
+
+
+def _store(peer: Peer, parts: Iterable[object], identity: Identity | None) -> None:
+    with connection(peer, identity) as raw:
+        first = True
+        for part in parts:
+            with suppress(HungUp):  # it may have said why
+                _say_part(raw, part)
+            if first:
+                _reply(raw)
+            first = False
+        if first:
+            raw.send(Kind.GO_ON)
+        with suppress(OSError), socket.socket(fileno=os.dup(raw.fileno())) as same:
+            same.shutdown(socket.SHUT_WR)
+        _reply(raw)
+
+
+def _say_part(raw: Connection, part: object) -> None:
+    if isinstance(part, pb.StoreRequest) and part.WhichOneof("part") == "chunk":
+        raw.send(Kind.CHUNK, part.chunk)
+    else:
+        raw.send(Kind.MESSAGE, _plain(part))
 
 
 def link(node: Node, parts: Iterable[object]) -> list[bytes]:

@@ -87,13 +87,19 @@ class Peer:
     async def record(self, *of: object) -> seg.SealRecord:
         return self._records[of[-1] if of else 0]
 
-    async def chunk(self) -> memoryview:
+    def take(self) -> memoryview:
         return memoryview(bytes(IMAGE_BYTES))
 
     def store(self, address: str, **opening: object) -> Peer:
         return self
 
-    async def send(self, block: memoryview) -> None:
+    async def open(self) -> None:
+        pass
+
+    def put(self, block: memoryview) -> None:
+        pass
+
+    def abort(self) -> None:
         pass
 
     async def finish(self, record: seg.ParityRecord) -> None:

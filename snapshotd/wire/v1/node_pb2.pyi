@@ -174,7 +174,7 @@ class TrainerFacts(_message.Message):
     def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ...) -> None: ...
 
 class SlotFacts(_message.Message):
-    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "vows")
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "plane", "vows")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
@@ -183,6 +183,7 @@ class SlotFacts(_message.Message):
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
     SHORT_FIELD_NUMBER: _ClassVar[int]
     ACCUSED_FIELD_NUMBER: _ClassVar[int]
+    PLANE_FIELD_NUMBER: _ClassVar[int]
     VOWS_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
@@ -192,8 +193,9 @@ class SlotFacts(_message.Message):
     counters: SlotCounters
     short: _containers.RepeatedScalarFieldContainer[str]
     accused: _containers.RepeatedCompositeFieldContainer[Accusation]
+    plane: str
     vows: _containers.RepeatedCompositeFieldContainer[Vow]
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., vows: _Optional[_Iterable[_Union[Vow, _Mapping]]] = ...) -> None: ...
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., plane: _Optional[str] = ..., vows: _Optional[_Iterable[_Union[Vow, _Mapping]]] = ...) -> None: ...
 
 class Vow(_message.Message):
     __slots__ = ("job", "since", "staged")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -12,8 +14,10 @@ from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.core.protection import parity_homes
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.rpc.block_service import BlocksService
+from snapshotd.rpc.connection import ALIGNMENT, Kind
 from snapshotd.rpc.convert import place_to, version_to
 from snapshotd.rpc.framing import pack_reply, parse_request
+from snapshotd.rpc.socket_service import SocketsServer
 from snapshotd.rpc.tls import Callers
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -22,6 +26,7 @@ from tests.fuzz.messages import changed, messages, spoiled
 from tests.fuzz.room import BUDGET_BYTES, GROUP, HERE, VERSION, Memory, orders, room, run, watched
 from tests.fuzz.targets.facts import parsed
 
+STALL_S = 5.0
 IMAGES = {0: bytes(range(256)) * 36, 1: b"second" * 1500, 2: b"third" * 3000}
 PLACE = next(place for place, home in parity_homes(GROUP) if home == HERE)
 SIZES = [len(IMAGES[s]) for s in PLACE.shards]
@@ -90,12 +95,9 @@ RECORD = seg.ParityRecord(
 )
 
 
-async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
-    await memory.vault.adopt()
-    memory.machine.orders = orders()
-    for shard, image in IMAGES.items():
-        await memory.seal(shard, image)
-    service = BlocksService(memory.vault, memory.intake, "test", 5.0, Callers(None))
+async def _by_calls(memory: Memory, calls: list[list[Any]]) -> None:
+    """As gRPC would hand them on."""
+    service = BlocksService(memory.vault, memory.intake, "test", STALL_S, Callers(None))
     for parts in calls:
         context = Call()
         try:
@@ -105,6 +107,49 @@ async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
                 await service.Store(_stream(parts), context)
         except Aborted:
             continue
+
+
+async def _by_sockets(memory: Memory, calls: list[list[Any]]) -> None:
+    """Each call over a connection of its own, whatever is answered."""
+    server = SocketsServer(memory.vault, memory.intake, "test", STALL_S, None)
+    port = await server.start("127.0.0.1")
+    try:
+        for parts in calls:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            with suppress(ConnectionError):
+                for part in parts:
+                    writer.write(frame(part))
+                writer.write_eof()
+                while await reader.read(1 << 16):
+                    continue
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+    finally:
+        await server.stop()
+
+
+def frame(part: Any) -> bytes:
+    """A part of a stream as the plane of plain sockets has it; bytes are what they are."""
+    if isinstance(part, bytes):
+        return part
+    kind, body = (b"R", b"") if isinstance(part, pb.ReadRequest) else (b"M", b"")
+    if isinstance(part, pb.StoreRequest) and part.WhichOneof("part") == "chunk":
+        kind, body = b"C", part.chunk
+    body = body or part.SerializeToString()
+    head = kind + len(body).to_bytes(4, "big")
+    return head.ljust(ALIGNMENT, b"\0") + body + bytes(-len(body) % ALIGNMENT)
+
+
+Serve = Callable[[Memory, list[list[Any]]], Awaitable[None]]
+
+
+async def _serve(memory: Memory, calls: list[list[Any]], serve: Serve) -> None:
+    await memory.vault.adopt()
+    memory.machine.orders = orders()
+    for shard, image in IMAGES.items():
+        await memory.seal(shard, image)
+    await serve(memory, calls)
     assert memory.arena.allocated_bytes <= BUDGET_BYTES
     # Nothing stays half done: what is not held is free again, and nothing is kept from anybody.
     assert not memory.intake._arriving
@@ -131,7 +176,25 @@ def blocks(parts: Parts) -> None:
     if not calls:
         return
     with room() as path, watched(path):
-        run(_serve(Memory(path), calls))
+        run(_serve(Memory(path), calls, _by_calls))
+
+
+def sockets(parts: Parts) -> None:
+    """The same over plain sockets, with bytes in between that are no frame at all."""
+    streams: list[list[Any]] = []
+    for part in parts:
+        kind = pb.ReadRequest if part[:1] == b"R" else pb.StoreRequest
+        message = part[1:] if part[:1] == b"X" else parsed(kind, part[1:])
+        if message is None:
+            continue
+        if part[:1] in b"SX" and streams:
+            streams[-1].append(message)
+        elif part[:1] in b"RSOX":
+            streams.append([message])
+    if not streams:
+        return
+    with room() as path, watched(path):
+        run(_serve(Memory(path), streams, _by_sockets))
 
 
 @st.composite
@@ -178,8 +241,23 @@ def _stores(draw: Any) -> list[bytes]:
     return [b"O" + parts[0], *(b"S" + p for p in parts[1:])] if parts else []
 
 
+@st.composite
+def _raw(draw: Any) -> list[bytes]:
+    """No frame, or a head whose body is not there."""
+    kind = draw(st.sampled_from([*(kind.value for kind in Kind), b"?"]))
+    length = draw(st.sampled_from([0, 1, 64, 1 << 16, (1 << 16) + 1, 1 << 20, 2**32 - 1]))
+    head = (kind + length.to_bytes(4, "big")).ljust(ALIGNMENT, b"\0")
+    return [b"X" + draw(st.binary(max_size=200) | st.just(head))]
+
+
+def _flat(calls: list[list[bytes]]) -> list[bytes]:
+    return [part for call in calls for part in call]
+
+
 _CALLS = st.lists(_reads() | _stores() | _stores(), max_size=3)
+_STREAMS = st.lists(_reads() | _stores() | _stores() | _raw(), max_size=4)
 
 TARGETS = [
-    Target("blocks", _CALLS.map(lambda calls: [p for call in calls for p in call]), blocks, 100),
+    Target("blocks", _CALLS.map(_flat), blocks, 100),
+    Target("sockets", _STREAMS.map(_flat), sockets, 60),
 ]

@@ -1,0 +1,245 @@
+"""Blocks over plain sockets, serving side: what `block_service` serves, without gRPC under it.
+
+Requests are checked and segments pinned on the event loop; bytes move in threads, one a stream,
+between the mapped segment and the socket.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from contextlib import closing
+from functools import partial
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import Misbehaved, PeerError, SnapshotdError
+from snapshotd.rpc.block_service import (
+    BlockIntake,
+    BlocksService,
+    BlockStore,
+    Incoming,
+    Sealed,
+    check_end,
+    check_part,
+    first_reply,
+    status_of,
+)
+from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
+from snapshotd.rpc.streaming import Bandwidth, streamed
+from snapshotd.rpc.tls import Callers, Identity
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2 as seg
+
+log = logging.getLogger(__name__)
+
+#: Connections that one slot serves at once; further ones are closed at once.
+MAX_CONNECTIONS: Final = 256
+#: What a stream begins with; anybody may have us make room for it.
+MAX_REQUEST_BYTES: Final = 1 << 16
+#: How long nobody new is let in where this process has no descriptor for him.
+ACCEPT_PAUSE_S: Final = 0.5
+
+
+class SocketService(BlocksService):
+    """Serves one stream after the other on each connection."""
+
+    async def serve(self, connection: Connection) -> None:
+        """Until the other end has gone, or was refused. Raises HungUp, Stalled, NotAFrame."""
+        async with asyncio.timeout(self._stall_s):
+            await _readable(connection)  # who has nothing to ask is not let wait here for ever
+        while await self._answered(connection):
+            await _readable(connection)
+
+    async def _answered(self, connection: Connection) -> bool:
+        """Serve one stream; returns whether another may follow."""
+        try:
+            await self._stream(connection)
+        except SnapshotdError as error:
+            code, what = status_of(error)
+            text = f"{code.name.lower()}: {what}".encode()
+            await streamed(partial(connection.send, Kind.REFUSED, text), connection.abort)
+            return False
+        return True
+
+    async def _stream(self, connection: Connection) -> None:
+        kind, first = await streamed(partial(self._first, connection), connection.abort)
+        if kind is Kind.READ:
+            self._callers.check_names(connection.names, connection.peer)
+            request = _parsed(pb.ReadRequest, first)
+            with self._asked_for(request) as sealed:
+                await streamed(partial(self._send, connection, request, sealed), connection.abort)
+            return
+        opening = self._opening(_parsed(pb.StoreRequest, first) if kind is Kind.MESSAGE else None)
+        self._callers.check_names(connection.names, connection.peer, opening.sender.node)
+        incoming = await self._incoming(opening)
+        if incoming is not None:
+            try:
+                await self._take_in(connection, incoming)
+            except BaseException as error:
+                incoming.abandon(error)
+                raise
+        reply = pb.StoreReply().SerializeToString()
+        await streamed(partial(connection.send, Kind.MESSAGE, reply), connection.abort)
+
+    def _first(self, connection: Connection) -> tuple[Kind, bytes]:
+        """What a stream begins with: a ReadRequest, or a StoreRequest."""
+        kind, count = self._head(connection)
+        if kind not in (Kind.READ, Kind.MESSAGE):
+            return kind, b""
+        return kind, connection.body(count, MAX_REQUEST_BYTES)
+
+    # -- in threads
+
+    def _send(self, connection: Connection, request: pb.ReadRequest, sealed: Sealed) -> None:
+        try:
+            connection.send(Kind.MESSAGE, first_reply(sealed.record).SerializeToString())
+            with closing(self._chunks(request, sealed)) as chunks:
+                for chunk in chunks:
+                    connection.wait(self._bandwidth.pause_s(len(chunk)))
+                    connection.send(Kind.CHUNK, chunk)
+        except Stalled as error:
+            raise Misbehaved(
+                Misdeed.STALLED, f"a peer took nothing of a block for {self._stall_s} s"
+            ) from error
+
+    async def _take_in(self, connection: Connection, incoming: Incoming) -> None:
+        with incoming.image as image:
+            filled = partial(self._gather, connection, image)
+            record, digests = await streamed(filled, connection.abort)
+        await self._finish(incoming, record, digests)
+
+    def _gather(self, connection: Connection, image: memoryview) -> tuple[seg.ParityRecord, bytes]:
+        at, digests = 0, b""
+        try:
+            connection.send(Kind.GO_ON)
+            while True:
+                kind, count = self._head(connection)
+                if kind is Kind.MESSAGE:
+                    request = _parsed(pb.StoreRequest, connection.body(count))
+                    if request.WhichOneof("part") == "record":
+                        check_end(at, len(image))
+                        return request.record, digests
+                check_part(at, count if kind is Kind.CHUNK else 0, len(image))
+                with image[at : at + count] as stored:
+                    self._fill_in(connection, stored)
+                    digests += self._written(stored, len(image))
+                at += count
+        except NotAFrame as error:
+            raise Misbehaved(Misdeed.WRONG_STREAM, "what is no message of snapshotd") from error
+        except HungUp as error:
+            raise PeerError(
+                f"a parity block broke off after {at} of {len(image)} bytes: {error}"
+            ) from error
+
+    def _head(self, connection: Connection) -> tuple[Kind, int]:
+        try:
+            return connection.head()
+        except Stalled as error:
+            raise self._silent() from error
+
+    def _fill_in(self, connection: Connection, stored: memoryview) -> None:
+        try:
+            connection.fill(stored)
+        except Stalled as error:
+            raise self._silent() from error
+
+    def _silent(self) -> Misbehaved:
+        return Misbehaved(Misdeed.STALLED, f"a peer sent nothing of a block for {self._stall_s} s")
+
+
+def _parsed(kind: Any, data: bytes) -> Any:
+    try:
+        return kind.FromString(data)
+    except DecodeError as error:
+        raise NotAFrame from error
+
+
+async def _readable(connection: Connection) -> None:
+    """Wait until something has come, or the other end has gone."""
+    if connection.has_read_ahead():
+        return
+    loop, arrived = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(connection.fileno(), arrived.set)
+    try:
+        await arrived.wait()
+    finally:
+        loop.remove_reader(connection.fileno())
+
+
+class SocketsServer:
+    """Serves the blocks of one slot over plain sockets, on a port the system chooses."""
+
+    def __init__(
+        self,
+        store: BlockStore,
+        intake: BlockIntake,
+        cluster_id: str,
+        stall_s: float,
+        identity: Identity | None,
+        bandwidth: Bandwidth | None = None,
+    ) -> None:
+        self._service = SocketService(
+            store, intake, cluster_id, stall_s, Callers(identity), bandwidth
+        )
+        self._stall_s = stall_s
+        self._identity = identity
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._socket: socket.socket | None = None
+
+    async def start(self, host: str) -> int:
+        """Serve; returns the port. Raises OSError where none can be bound."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host.strip("[]"), 0, type=socket.SOCK_STREAM)
+        family, _, _, _, where = found[0]
+        self._socket = socket.create_server(where[:2], family=family, backlog=MAX_CONNECTIONS)
+        self._socket.setblocking(False)
+        self._begin(self._accept(self._socket))
+        port: int = self._socket.getsockname()[1]
+        return port
+
+    async def stop(self) -> None:
+        """Break off what is under way."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _accept(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                accepted, _ = await loop.sock_accept(listening)
+            except OSError as error:
+                log.warning("nobody new is let in for blocks: %s", error)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+                continue
+            if len(self._tasks) > MAX_CONNECTIONS:
+                accepted.close()
+            else:
+                self._begin(self._serve(accepted))
+
+    async def _serve(self, accepted: socket.socket) -> None:
+        try:
+            connection = Connection(accepted, self._stall_s)
+        except OSError:
+            accepted.close()  # it was gone at once
+            return
+        try:
+            if self._identity is not None:
+                shake = partial(connection.secure, self._identity.dialled, server_side=True)
+                await streamed(shake, connection.abort)
+            await self._service.serve(connection)
+        except (HungUp, Stalled, NotAFrame, OSError, TimeoutError) as error:
+            log.debug("%s: %s %s", connection.peer, type(error).__name__, error)
+        finally:
+            connection.close()

@@ -1,0 +1,64 @@
+"""Bulk work in threads that wait for sockets, and the bound of what all of them may send.
+
+Such a thread may wait for long, so it is none of the event loop's own pool; and it can be stopped,
+since what it waits for can be broken off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Lock
+from typing import Final, TypeVar
+
+from snapshotd.core.bandwidth import Bucket
+
+T = TypeVar("T")
+
+#: Streams of blocks that a process has under way at once; a further one waits for its turn.
+MAX_STREAMS: Final = 512
+
+_THREADS: Final = ThreadPoolExecutor(MAX_STREAMS, "blocks")
+
+
+async def streamed(work: Callable[[], T], stop: Callable[[], None]) -> T:
+    """Run `work` in a thread, and leave only when it has ended.
+
+    Args:
+        work: what waits for connections.
+        stop: breaks them off, so that `work` ends soon; called when the caller is cancelled.
+    """
+    running = asyncio.get_running_loop().run_in_executor(_THREADS, work)
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        while not running.done():
+            stop()
+            with suppress(asyncio.CancelledError):
+                await asyncio.wait([running])
+        if not running.cancelled():
+            running.exception()  # nobody is left who would want to know
+        raise
+
+
+class Bandwidth:
+    """What one process may send of blocks; 0 bytes a second: as much as goes. For all threads."""
+
+    def __init__(self, bytes_per_s: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+        self._bucket = Bucket(bytes_per_s)
+        self._clock = clock
+        self._lock = Lock()
+
+    def pause_s(self, count: int) -> float:
+        """Take `count` bytes; returns the seconds to wait before sending them."""
+        with self._lock:
+            return self._bucket.take(count, self._clock())
+
+    async def wait(self, count: int) -> None:
+        """Return when `count` more bytes may be sent."""
+        pause_s = self.pause_s(count)
+        if pause_s:
+            await asyncio.sleep(pause_s)
