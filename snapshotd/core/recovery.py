@@ -108,6 +108,16 @@ def candidates(slots: Slots, job: str) -> list[Version]:
     return sorted(held | coded, reverse=True)
 
 
+def world_of(slots: Slots, job: str, version: Version) -> int:
+    """How many ranks saved a version, as its holders tell; 0 where none does."""
+    found = 0
+    for facts in slots.values():
+        held: tuple[DataHolding | ParityHolding, ...] = (*facts.data, *facts.parity)
+        told = (h.world for h in held if h.job == job and h.version == version)
+        found = max(found, *told, 0)
+    return found
+
+
 def tier_of(origins: tuple[Origin, ...]) -> Tier:
     """One tier for the whole job: LOCAL only when every shard is."""
     return Tier.LOCAL if all(isinstance(o, Local) for o in origins) else Tier.GROUP
