@@ -165,7 +165,7 @@ def _decode_with(
         if extent.length == 0:
             continue
         j = stripe_of_block(n, m, position, block)
-        inputs = _inputs(slots, job, version, sample, rows, j, position)
+        inputs = inputs_of(slots, job, version, sample, rows, j, position)
         if len(inputs) < n - m:
             return Missing(
                 f"stripe {j} of shards {list(shards)} has {len(inputs)} of the "
@@ -181,7 +181,7 @@ def _decode_with(
     )  # fmt: skip
 
 
-def _inputs(
+def inputs_of(
     slots: Slots,
     job: str,
     version: Version,
@@ -190,7 +190,7 @@ def _inputs(
     j: int,
     lost: int,
 ) -> tuple[BlockInput, ...]:
-    """The blocks of stripe j that can be had: data first, then parity rows."""
+    """The other blocks of stripe j than `lost` that can be had: data first, then parity rows."""
     shards, m = sample.place.shards, sample.place.parity
     n = len(shards)
     found = []
