@@ -291,8 +291,7 @@ class SlotMachine:
         if decision.refusal:
             self.trainer = replace(adopted, waiting=False)
             return [Answer(decision)]
-        if decision.restore is None or decision.saved_world:
-            # What other ranks saved is read range by range, once everybody has the answer.
+        if decision.restore is None:
             self.trainer = replace(adopted, staged=True)
             return []
         self.trainer = adopted
