@@ -123,7 +123,7 @@ def test_of_a_lost_shard_only_the_ranges_that_are_needed_are_decoded(
             assert filled.bytes_decoded == lost
             held = sum(n for s, _, n, _ in rows if s != 1 and nodes[s] is not left[rank])
             # Three blocks for each lost one, one of them here: two come, by whole grains.
-            assert held + 1.9 * lost < filled.bytes_received < held + 2.1 * lost + 1
+            assert held + 1.9 * lost <= filled.bytes_received <= held + 2.1 * lost
         # A few bytes in the middle cost a few grains.
         rows = [(1, 2_000_001, 10, 5), (1, 4_000_001, 10, 20)]
         some, filled = new.ranks[0].fill(40, rows)
