@@ -69,6 +69,7 @@ class SlotMachine:
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
+        self._lends = False  # memory, for which there was no room
         self._goal: Version | None = None  # of the restore that the trainer waits for
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._coding: Pace[Encode] = Pace()
@@ -158,6 +159,11 @@ class SlotMachine:
             raise RequestError(ErrorCode.OUT_OF_ORDER, f"step {self._claim.step} is still claimed")
         self._claim = _Claim(step, image_bytes, until_s)
         self._passed = step
+        self._lends = False
+
+    def lends(self) -> None:
+        """The trainer is to be lent memory, and there is none: as if it claimed a buffer."""
+        self._lends = True
 
     def passed(self, step: int, *, due: bool = True) -> None:
         """The trainer goes on without a snapshot of `step`."""
@@ -334,7 +340,7 @@ class SlotMachine:
         if trainer is None or trainer.job != job.job:
             return False
         claims = self._claim is not None and not out_of_epoch(trainer, job)
-        return claims or self._filling is not None
+        return claims or self._filling is not None or self._lends
 
     def _buffers(self, job: str) -> int:
         """Generations that this slot may hold: while memory is short, no more than it must."""
@@ -457,6 +463,7 @@ class SlotMachine:
         self._goal = None
         self._claim = None
         self._filling = None
+        self._lends = False
 
 
 def _of_others(job: JobFacts, held: Holding) -> bool:

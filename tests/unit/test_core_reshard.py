@@ -225,3 +225,18 @@ def test_before_a_slot_says_staged_it_tries_its_part_of_the_old_shards() -> None
     facts = machine.facts("up", slots[HOMES[1]].counters)
     assert facts.trainer is not None
     assert not facts.trainer.staged
+
+
+def test_what_a_trainer_is_lent_takes_the_place_of_a_spare_generation() -> None:
+    slots = asking(four(), HOMES[:2])
+    known = released(slots, KNOWN, decided(slots))
+    older, decision = Version(1, 4), known.decision
+    machine = SlotMachine(HOMES[0], 2)
+    for version in (older, SAVED):
+        machine.keep(DataHolding(JOB, 0, version, 1, b"x", 4))
+    assert decision is not None
+    machine.attach(TrainerFacts(JOB, "run", 0, "2.0", 0, 2, decision=decision.id, passed_step=6))
+    machine.orders = Orders((known,), slots)
+    machine.lends()
+    freed = [i for i in machine.instructions(0.0) if isinstance(i, Free)]
+    assert [i.holding.version for i in freed] == [older]
