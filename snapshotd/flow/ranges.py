@@ -363,7 +363,7 @@ class Gatherer:
                             [block.index],
                             [data],
                         )
-                        self._take(work, decode, block, pieces, data, record)
+                        self._take(work, decode, block, pieces, data, record, avoid)
         for node in {each.home.node for each in block.inputs if each.home}:
             self._conduct.praise(node)
 
@@ -375,6 +375,7 @@ class Gatherer:
         pieces: Sequence[tuple[int, int]],
         data: memoryview,
         record: seg.SealRecord,
+        avoid: set[Home],
     ) -> None:
         """Each data block was checked where it lies; so wrong bytes come from parity."""
         at = 0
@@ -388,6 +389,7 @@ class Gatherer:
                         if each.place is not None and each.home is not None:
                             what = f"{each.home} served parity that is not the code of its group"
                             self._conduct.strike(each.home.node, Misdeed.WRONG_STRIPE, what)
+                            avoid.add(each.home)
                     raise DamagedBytes(f"decoded wrongly: {error.what}") from error
                 work.tally.decoded += work.put(decode.shard, start, grains)
             at += count
