@@ -304,7 +304,7 @@ def test_where_memory_is_scarce_a_spare_generation_makes_room(
     cluster: Callable[..., Cluster],
 ) -> None:
     """Two old generations and their parity, and one image twice as long: more than there is."""
-    made = cluster(memory_budget="28MiB")
+    made = cluster(memory_budget="24MiB")
     nodes = made.start(4)
     with job([(node, 0) for node in nodes]) as old:
         old.restore()
