@@ -25,7 +25,9 @@ from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
 from snapshotd.flow.intake import Intake
+from snapshotd.flow.lending import Lending
 from snapshotd.flow.priority import Priority
+from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.scrub import Scrub
 from snapshotd.flow.smp import Smp
 from snapshotd.flow.transfer import Transfers
@@ -141,8 +143,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
-    cluster_id, tls = settings.cluster_id, settings.tls
-    identity = Identity.load(tls, cluster_id, settings.node_id) if tls else None
+    cluster_id, identity = settings.cluster_id, _identity(settings)
     bandwidth = Bandwidth(settings.bytes_per_s)
     client = PlanesClient(
         identity, cluster_id, home, settings.stall_s, vault.received, vault.sent, bandwidth
@@ -153,6 +154,9 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
+    smp.lending = Lending(
+        machine, vault, Gatherer(home, vault, client, coding.codec, conduct, smp.reachable)
+    )
     server = SERVERS[settings.plane](
         vault, intake, cluster_id, settings.stall_s, identity, bandwidth
     )
@@ -195,6 +199,12 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         await client.close()
         socket.close()
         context.term()
+
+
+def _identity(settings: SmpSettings) -> Identity | None:
+    if settings.tls is None:
+        return None
+    return Identity.load(settings.tls, settings.cluster_id, settings.node_id)
 
 
 async def _until(stop: asyncio.Event) -> None:

@@ -57,12 +57,15 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
     """Draw the conclusions that the slots' facts allow: released or abandoned, committed."""
     pending = known.pending
     if pending is not None and not pending.refusal and released(pending, slots):
+        # In the groups that keep it on, what is handed on is as protected as it was.
+        kept = pending.saved_world and pending.restore == known.committed
         known = JobFacts(
             job=known.job,
             world=pending.world,
             epoch=known.epoch,
             lineage=pending.id.epoch,
             committed=pending.restore,
+            committed_in=known.committed_in if kept else 0,
             decision=pending,
         )
     elif pending is not None and abandoned(pending, slots):
@@ -77,7 +80,8 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
 
 def _newer(version: Version, known: JobFacts) -> bool:
     if known.committed is not None and version == known.committed:
-        return known.committed_in < known.lineage
+        # What other ranks saved is never protected in the groups of these, whatever it looks like.
+        return known.committed_in < known.lineage and not known.handed_on
     return version.epoch == known.lineage and version > (known.committed or _NEVER)
 
 

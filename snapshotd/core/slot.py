@@ -24,10 +24,10 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.pace import Pace
-from snapshotd.core.protection import Slots, demanded, lacking
+from snapshotd.core.protection import Slots, demanded, kept, lacking
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.restore import should_adopt
-from snapshotd.core.retention import Retention, superseded
+from snapshotd.core.retention import Retention
 from snapshotd.core.vows import Vows
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
@@ -71,6 +71,7 @@ class SlotMachine:
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
+        self._lends = False  # memory, for which there was no room
         self._goal: Version | None = None  # of the restore that the trainer waits for
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._coding: Pace[Encode] = Pace()
@@ -140,7 +141,7 @@ class SlotMachine:
         """The trainer is gone; what it has sealed stays."""
         self._forget_trainer()
 
-    def ask_restore(self, *, allow_fresh: bool) -> None:
+    def ask_restore(self, *, allow_fresh: bool, reshard: bool = False) -> None:
         """The trainer waits for the job-wide answer; asking again while it waits changes nothing.
 
         Raises:
@@ -148,7 +149,7 @@ class SlotMachine:
         """
         trainer = self._attached()
         if trainer.waiting:
-            self.trainer = replace(trainer, allow_fresh=allow_fresh)
+            self.trainer = replace(trainer, allow_fresh=allow_fresh, reshard=reshard)
             return
         if trainer.decision is not None and trainer.staged:
             raise RequestError(
@@ -157,8 +158,8 @@ class SlotMachine:
                 "Call restore() once; start the trainers again to go back",
             )
         self.trainer = replace(
-            trainer, waiting=True, allow_fresh=allow_fresh, decision=None, staged=False,
-            failure="",
+            trainer, waiting=True, allow_fresh=allow_fresh, reshard=reshard, decision=None,
+            staged=False, failure="",
         )  # fmt: skip
 
     def claim(self, step: int, image_bytes: int, until_s: float) -> None:
@@ -173,6 +174,11 @@ class SlotMachine:
             raise RequestError(ErrorCode.OUT_OF_ORDER, f"step {self._claim.step} is still claimed")
         self._claim = _Claim(step, image_bytes, until_s)
         self._passed = step
+        self._lends = False
+
+    def lends(self) -> None:
+        """The trainer is to be lent memory, and there is none: as if it claimed a buffer."""
+        self._lends = True
 
     def passed(self, step: int, *, due: bool = True) -> None:
         """The trainer goes on without a snapshot of `step`."""
@@ -208,7 +214,7 @@ class SlotMachine:
         is no reason to take protection from all.
         """
         facts = self.orders.job(job)
-        if facts is None or self.stands_in(job) or self.orders.keepers(facts) == demanded(facts):
+        if facts is None or self.stands_in(job) or self.orders.keepers(facts) == kept(facts):
             self.short[job] = max(image_bytes, self.short.get(job, 0))
 
     def stands_in(self, job: str) -> bool:
@@ -216,7 +222,8 @@ class SlotMachine:
         facts = self.orders.job(job)
         if facts is None or facts.decision is None:
             return False
-        return self.home not in {m.home for g in facts.decision.groups for m in g.members}
+        groups = (*facts.decision.groups, *facts.keeping)
+        return self.home not in {m.home for g in groups for m in g.members}
 
     def room(self, job: str) -> None:
         """There is room again for all generations and all parity."""
@@ -277,6 +284,8 @@ class SlotMachine:
         sealed = self._holdings.versions(job.job)
         if job.decision is None or trainer is None or not sealed:
             return []
+        if job.handed_on and sealed[-1] == job.committed:
+            return []  # these ranks have saved nothing yet
         missing: list[tuple[Home, str]] = []
         slots = self._slots()
         for group in demanded(job):
@@ -315,9 +324,8 @@ class SlotMachine:
         found: list[Instruction] = []
         for job in self.orders.jobs:
             keepers = self.orders.keepers(job)
-            retention = Retention(
-                job, keepers, self.home, slots, self._spared(job), pressed=job.job in self.short
-            )
+            judge = Retention(job, keepers, self.home, slots, pressed=job.job in self.short)
+            retention = replace(judge, spared=self._spared(job, judge))
             for held in self._holdings.of(job.job):
                 if self._brought_back(held):
                     continue
@@ -333,10 +341,16 @@ class SlotMachine:
         waits = trainer is not None and trainer.waiting and trainer.job == held.job
         return waits and held.version == self._goal
 
-    def _spared(self, job: JobFacts) -> list[Version]:
-        """Superseded versions that may stay: those for which no buffer is wanted yet."""
-        held = {h.version for h in self._holdings.of(job.job)}
-        old = sorted(v for v in held if superseded(job, v))
+    def _spared(self, job: JobFacts, judge: Retention) -> list[Version]:
+        """Superseded versions that may stay: those for which no buffer is wanted yet.
+
+        None that another number of ranks saved than the restore point: part of it would go all
+        the same, as nobody of these ranks is to keep it.
+        """
+        worlds = {h.version: h.world for h in self._holdings.of(job.job)}
+        old = sorted(v for v in worlds if judge.superseded(v))
+        held = {v for v, w in worlds.items() if w in (0, job.saved_world) or v not in old}
+        old = [v for v in old if v in held]
         needed = len(held) - len(old) + self._wants_buffer(job)
         room = 0 if job.job in self.short else self._generations - needed
         return old[-room:] if room > 0 else []
@@ -347,7 +361,7 @@ class SlotMachine:
         if trainer is None or trainer.job != job.job:
             return False
         claims = self._claim is not None and not out_of_epoch(trainer, job)
-        return claims or self._filling is not None
+        return claims or self._filling is not None or self._lends
 
     def _buffers(self, job: str) -> int:
         """Generations that this slot may hold: while memory is short, no more than it must."""
@@ -372,7 +386,7 @@ class SlotMachine:
         if (
             not reason
             and self._filling is None
-            and self._holdings.generations(trainer.job, trainer.shard) < self._buffers(trainer.job)
+            and self._generations_of(trainer, job) < self._buffers(trainer.job)
         ):
             assert job is not None, "out_of_epoch said so"
             self._claim = None
@@ -385,6 +399,11 @@ class SlotMachine:
             return []
         self.passed(claim.step)
         return [Deny(claim.step, reason)]
+
+    def _generations_of(self, trainer: TrainerFacts, job: JobFacts | None) -> int:
+        """How many there are of the trainer's state; what other ranks saved takes memory, too."""
+        more = job.committed if job and job.handed_on else None
+        return self._holdings.generations(trainer.job, trainer.shard, more)
 
     def _waits_for(self, job: JobFacts | None) -> str:
         missing = self.why_not_protected(job) if job else []
@@ -465,6 +484,7 @@ class SlotMachine:
         self._goal = None
         self._claim = None
         self._filling = None
+        self._lends = False
 
 
 def _grant(trainer: TrainerFacts, version: Version, claim: _Claim) -> Grant:

@@ -26,6 +26,7 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.news import News
+from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
@@ -34,6 +35,7 @@ from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.filling import Filling
 from snapshotd.flow.foresight import Foresight
+from snapshotd.flow.lending import Lending
 from snapshotd.flow.readiness import Readiness
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
@@ -84,6 +86,7 @@ class Smp:
         self._news = News()
         self._failure: BaseException | None = None
         self.desk: TrainerDesk | None = None
+        self.lending: Lending | None = None
         self.filling: Filling | None = None
         self.staged_s = 0.0  # what the last restore took, to have its shard here
         self.address = ""  # of its blocks
@@ -126,9 +129,12 @@ class Smp:
         self.wake()
 
     def give_back_filling(self) -> None:
+        """All memory that is in the trainer's hands."""
         if self.filling is not None:
             self.start(self.filling.give_back(self.vault))
             self.filling = None
+        if self.lending is not None:
+            self.lending.give_back()
 
     async def run(self) -> None:
         """Carry out instructions until a task fails in a way nobody foresaw."""
@@ -165,8 +171,8 @@ class Smp:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Stage(decision):
-                self.start(self._stage(decision))
+            case Stage():
+                self.start(self._stage(instruction))
             case Encode():
                 self.start(self._encode(instruction))
             case Rebuild():
@@ -332,9 +338,9 @@ class Smp:
         else:
             self._rebuilding.note(_subject(task), f"not rebuilt yet: {reason}", logging.WARNING)
 
-    async def _stage(self, decision: Decision) -> None:
+    async def _stage(self, task: Stage) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
-        trainer = self.machine.trainer
+        decision, trainer = task.decision, self.machine.trainer
         assert trainer is not None
         assert decision.restore is not None
         reason, begun_s = "", time.monotonic()
@@ -342,7 +348,10 @@ class Smp:
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
-                await self._fetch(decision.job, trainer.shard, decision.restore)
+                if decision.saved_world and self.lending is not None:
+                    await self.lending.attempt(decision, task.to_try(trainer.shard))
+                else:
+                    await self._fetch(decision.job, trainer.shard, decision.restore)
             except DamagedBytes as error:
                 # The facts have changed: where the shard comes from must be decided anew.
                 reason = str(error)
@@ -360,9 +369,7 @@ class Smp:
     async def _fetch(self, job: str, shard: int, version: Version) -> None:
         """Have a shard here, verified. Raises SnapshotdError."""
         orders, home = self.machine.orders, self.machine.home
-        here = {home: self.machine.facts(self.address, self.vault.counters())}
-        slots = {**{h: f for h, f in orders.peers.items() if self._conduct.trusts(h.node)}, **here}
-        match find_shard(slots, job, shard, version, home):
+        match find_shard(self.reachable(), job, shard, version, home):
             case Local(holding):
                 await self.foresight.verify(holding)
                 point("smp.stage.verified")
@@ -372,6 +379,12 @@ class Smp:
                 await self._transfers.decode(plan, orders.peers)
             case Missing(reason):
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
+
+    def reachable(self) -> Slots:
+        """Facts of all slots that are trusted now, our own as they are at this moment."""
+        here = {self.machine.home: self.machine.facts(self.address, self.vault.counters())}
+        peers = self.machine.orders.peers.items()
+        return {**{h: f for h, f in peers if self._conduct.trusts(h.node)}, **here}
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

@@ -33,6 +33,7 @@ class Kind(Enum):
     """What a frame holds."""
 
     READ = b"R"  # a ReadRequest: opens a Read
+    RANGES = b"N"  # a RangesRequest; its chunks follow, each behind its digest, in one frame
     MESSAGE = b"M"  # a ReadReply, StoreRequest or StoreReply
     CHUNK = b"C"
     GO_ON = b"G"  # the holder is ready for the chunks of a Store

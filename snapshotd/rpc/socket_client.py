@@ -18,15 +18,17 @@ from snapshotd.rpc.block_service import What
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
 from snapshotd.rpc.dialling import Sockets
+from snapshotd.rpc.ranges import Arrivals, RangesReader
 from snapshotd.rpc.streaming import streamed
 from snapshotd.rpc.tls import Identity
-from snapshotd.wire.protocol import GRPC, SOCKETS
+from snapshotd.wire.protocol import DIGEST_BYTES, GRPC, SOCKETS
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 T = TypeVar("T")
 
 _READING: Final = "reading a block"
+_RANGING: Final = "reading ranges"
 _STORING: Final = "storing a parity block"
 
 
@@ -46,6 +48,11 @@ class PlanesClient(BlocksClient):
         if _plane(peer) == GRPC:
             return super()._reader(peer, request, what)
         return SocketReader(self._sockets, peer, request, what, self._stall_s, self._received)
+
+    def _ranges_reader(self, peer: Peer, request: pb.RangesRequest) -> RangesReader:
+        if _plane(peer) == GRPC:
+            return super()._ranges_reader(peer, request)
+        return SocketRangesReader(self._sockets, peer, request, self._stall_s, self._received)
 
     def _writer(self, peer: Peer, opening: pb.StoreOpening) -> BlockWriter:
         if _plane(peer) == GRPC:
@@ -145,6 +152,61 @@ class SocketReader(BlockReader):
     def abort(self) -> None:
         if self._connection is not None:
             self._connection.abort()
+
+
+class SocketRangesReader(RangesReader):
+    """One stream of ranges; chunks come into memory that each uses anew."""
+
+    def __init__(
+        self,
+        sockets: Sockets,
+        peer: Peer,
+        request: pb.RangesRequest,
+        stall_s: float,
+        received: Callable[[int], None],
+    ) -> None:
+        self._arrivals = Arrivals(peer, request, stall_s, received)
+        self._sockets = sockets
+        self._request: pb.RangesRequest | None = request
+        self._connection: Connection | None = None
+        self._buffer = memoryview(b"")
+
+    async def chunk(self) -> memoryview:
+        if self._connection is None:
+            arrivals = self._arrivals
+            self._connection = await self._sockets.lease(arrivals.peer, arrivals.stall_s)
+        return await streamed(partial(self._receive, self._connection), self._connection.abort)
+
+    def _receive(self, connection: Connection) -> memoryview:
+        arrivals = self._arrivals
+        try:
+            if self._request is not None:
+                connection.send(Kind.RANGES, self._request.SerializeToString())
+                self._request = None
+                self._buffer = memoryview(bytearray(DIGEST_BYTES + arrivals.expected))
+            kind, count = connection.head()
+            if kind is Kind.REFUSED:
+                raise _refused(connection, count, _RANGING, arrivals.peer)
+            if kind is not Kind.CHUNK:
+                raise NotAFrame
+            arrivals.check_length(count - DIGEST_BYTES)
+            connection.fill(self._buffer[:count])
+        except Stalled as error:
+            raise arrivals.stalled() from error
+        except NotAFrame as error:
+            raise arrivals.no_message() from error
+        except HungUp as error:
+            raise arrivals.ended(str(error)) from error
+        return arrivals.verified(self._buffer[DIGEST_BYTES:count], self._buffer[:DIGEST_BYTES])
+
+    def cancel(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is None:
+            return
+        if self._arrivals.left or self._request is not None:
+            connection.close()
+        else:
+            self._sockets.give_back(self._arrivals.peer, connection)
 
 
 class SocketWriter(BlockWriter):

@@ -29,6 +29,7 @@ from snapshotd.rpc.block_service import (
     status_of,
 )
 from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
+from snapshotd.rpc.ranges import MAX_RANGES, Spans
 from snapshotd.rpc.streaming import Bandwidth, streamed
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -40,6 +41,8 @@ log = logging.getLogger(__name__)
 MAX_CONNECTIONS: Final = 256
 #: What a stream begins with; anybody may have us make room for it.
 MAX_REQUEST_BYTES: Final = 1 << 16
+#: The same, of RangesRequest: MAX_RANGES numbers twice, of up to ten bytes.
+MAX_RANGES_BYTES: Final = MAX_REQUEST_BYTES + 20 * MAX_RANGES
 #: How long nobody new is let in where this process has no descriptor for him.
 ACCEPT_PAUSE_S: Final = 0.5
 
@@ -73,6 +76,12 @@ class SocketService(BlocksService):
             with self._asked_for(request) as sealed:
                 await streamed(partial(self._send, connection, request, sealed), connection.abort)
             return
+        if kind is Kind.RANGES:
+            self._callers.check_names(connection.names, connection.peer)
+            with self._ranges_asked_for(_parsed(pb.RangesRequest, first)) as (sealed, spans):
+                work = partial(self._send_ranges, connection, sealed, spans)
+                await streamed(work, connection.abort)
+            return
         opening = self._opening(_parsed(pb.StoreRequest, first) if kind is Kind.MESSAGE else None)
         self._callers.check_names(connection.names, connection.peer, opening.sender.node)
         incoming = await self._incoming(opening)
@@ -86,11 +95,12 @@ class SocketService(BlocksService):
         await streamed(partial(connection.send, Kind.MESSAGE, reply), connection.abort)
 
     def _first(self, connection: Connection) -> tuple[Kind, bytes]:
-        """What a stream begins with: a ReadRequest, or a StoreRequest."""
+        """What a stream begins with: a ReadRequest, a RangesRequest, or a StoreRequest."""
         kind, count = self._head(connection)
-        if kind not in (Kind.READ, Kind.MESSAGE):
+        if kind not in (Kind.READ, Kind.RANGES, Kind.MESSAGE):
             return kind, b""
-        return kind, connection.body(count, MAX_REQUEST_BYTES)
+        most = MAX_RANGES_BYTES if kind is Kind.RANGES else MAX_REQUEST_BYTES
+        return kind, connection.body(count, most)
 
     # -- in threads
 
@@ -104,6 +114,17 @@ class SocketService(BlocksService):
         except Stalled as error:
             raise Misbehaved(
                 Misdeed.STALLED, f"a peer took nothing of a block for {self._stall_s} s"
+            ) from error
+
+    def _send_ranges(self, connection: Connection, sealed: Sealed, spans: Spans) -> None:
+        try:
+            with closing(self._ranges(sealed, spans)) as chunks:
+                for chunk, digest in chunks:
+                    connection.wait(self._bandwidth.pause_s(len(chunk)))
+                    connection.send(Kind.CHUNK, b"".join((digest, chunk)))
+        except Stalled as error:
+            raise Misbehaved(
+                Misdeed.STALLED, f"a peer took nothing of some ranges for {self._stall_s} s"
             ) from error
 
     async def _take_in(self, connection: Connection, incoming: Incoming) -> None:

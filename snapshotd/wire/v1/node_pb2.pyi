@@ -80,7 +80,7 @@ class Incarnation(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., id: _Optional[str] = ...) -> None: ...
 
 class Decision(_message.Message):
-    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed", "refusal_kind")
+    __slots__ = ("id", "job", "world", "groups", "incarnations", "restore", "fresh", "refusal", "tier", "committed", "refusal_kind", "saved_world", "saved_groups")
     ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
     WORLD_FIELD_NUMBER: _ClassVar[int]
@@ -92,6 +92,8 @@ class Decision(_message.Message):
     TIER_FIELD_NUMBER: _ClassVar[int]
     COMMITTED_FIELD_NUMBER: _ClassVar[int]
     REFUSAL_KIND_FIELD_NUMBER: _ClassVar[int]
+    SAVED_WORLD_FIELD_NUMBER: _ClassVar[int]
+    SAVED_GROUPS_FIELD_NUMBER: _ClassVar[int]
     id: DecisionId
     job: str
     world: int
@@ -103,44 +105,50 @@ class Decision(_message.Message):
     tier: Tier
     committed: _segment_pb2.Version
     refusal_kind: RefusalKind
-    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., refusal_kind: _Optional[_Union[RefusalKind, str]] = ...) -> None: ...
+    saved_world: int
+    saved_groups: _containers.RepeatedCompositeFieldContainer[Group]
+    def __init__(self, id: _Optional[_Union[DecisionId, _Mapping]] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ..., incarnations: _Optional[_Iterable[_Union[Incarnation, _Mapping]]] = ..., restore: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., fresh: _Optional[_Union[Fresh, _Mapping]] = ..., refusal: _Optional[str] = ..., tier: _Optional[_Union[Tier, str]] = ..., committed: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., refusal_kind: _Optional[_Union[RefusalKind, str]] = ..., saved_world: _Optional[int] = ..., saved_groups: _Optional[_Iterable[_Union[Group, _Mapping]]] = ...) -> None: ...
 
 class Fresh(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
 class DataHolding(_message.Message):
-    __slots__ = ("job", "shard", "version", "image_bytes", "content_digest")
+    __slots__ = ("job", "shard", "version", "image_bytes", "content_digest", "world")
     JOB_FIELD_NUMBER: _ClassVar[int]
     SHARD_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
     job: str
     shard: int
     version: _segment_pb2.Version
     image_bytes: int
     content_digest: bytes
-    def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digest: _Optional[bytes] = ...) -> None: ...
+    world: int
+    def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digest: _Optional[bytes] = ..., world: _Optional[int] = ...) -> None: ...
 
 class ParityHolding(_message.Message):
-    __slots__ = ("job", "version", "place", "image_bytes", "content_digests", "shard_bytes")
+    __slots__ = ("job", "version", "place", "image_bytes", "content_digests", "shard_bytes", "world")
     JOB_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     PLACE_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     CONTENT_DIGESTS_FIELD_NUMBER: _ClassVar[int]
     SHARD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
     job: str
     version: _segment_pb2.Version
     place: _segment_pb2.ParityPlace
     image_bytes: int
     content_digests: _containers.RepeatedScalarFieldContainer[bytes]
     shard_bytes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ..., shard_bytes: _Optional[_Iterable[int]] = ...) -> None: ...
+    world: int
+    def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ..., shard_bytes: _Optional[_Iterable[int]] = ..., world: _Optional[int] = ...) -> None: ...
 
 class TrainerFacts(_message.Message):
-    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present", "launch")
+    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present", "launch", "reshard")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RESTART_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -156,6 +164,7 @@ class TrainerFacts(_message.Message):
     SKIPPED_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     LAUNCH_FIELD_NUMBER: _ClassVar[int]
+    RESHARD_FIELD_NUMBER: _ClassVar[int]
     job: str
     run_id: str
     restart_count: int
@@ -171,7 +180,8 @@ class TrainerFacts(_message.Message):
     skipped: int
     present: bool
     launch: str
-    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ...) -> None: ...
+    reshard: bool
+    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ..., reshard: bool = ...) -> None: ...
 
 class SlotFacts(_message.Message):
     __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "plane", "vows")
@@ -482,18 +492,20 @@ class ShardPlan(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., source: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("job", "restorable", "version", "reason", "shards")
+    __slots__ = ("job", "restorable", "version", "reason", "shards", "world")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RESTORABLE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
     job: str
     restorable: bool
     version: _segment_pb2.Version
     reason: str
     shards: _containers.RepeatedCompositeFieldContainer[ShardPlan]
-    def __init__(self, job: _Optional[str] = ..., restorable: bool = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardPlan, _Mapping]]] = ...) -> None: ...
+    world: int
+    def __init__(self, job: _Optional[str] = ..., restorable: bool = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardPlan, _Mapping]]] = ..., world: _Optional[int] = ...) -> None: ...
 
 class DropRequest(_message.Message):
     __slots__ = ("job",)
@@ -572,6 +584,36 @@ class StoreOpening(_message.Message):
 class StoreReply(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class RangesRequest(_message.Message):
+    __slots__ = ("protocol", "cluster_id", "job", "version", "shard", "place", "content_digest", "offsets", "lengths")
+    PROTOCOL_FIELD_NUMBER: _ClassVar[int]
+    CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    PLACE_FIELD_NUMBER: _ClassVar[int]
+    CONTENT_DIGEST_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    protocol: int
+    cluster_id: str
+    job: str
+    version: _segment_pb2.Version
+    shard: int
+    place: _segment_pb2.ParityPlace
+    content_digest: bytes
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., shard: _Optional[int] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., content_digest: _Optional[bytes] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class RangesReply(_message.Message):
+    __slots__ = ("chunk", "digest")
+    CHUNK_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    chunk: bytes
+    digest: bytes
+    def __init__(self, chunk: _Optional[bytes] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Orders(_message.Message):
     __slots__ = ("jobs", "peers", "waits", "shelters")

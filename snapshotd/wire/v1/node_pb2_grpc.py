@@ -285,6 +285,11 @@ class BlocksStub(object):
                 request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.ReadRequest.SerializeToString,
                 response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.ReadReply.FromString,
                 _registered_method=True)
+        self.ReadRanges = channel.unary_stream(
+                '/snapshotd.wire.v1.Blocks/ReadRanges',
+                request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.RangesRequest.SerializeToString,
+                response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.RangesReply.FromString,
+                _registered_method=True)
         self.Store = channel.stream_unary(
                 '/snapshotd.wire.v1.Blocks/Store',
                 request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.StoreRequest.SerializeToString,
@@ -296,6 +301,12 @@ class BlocksServicer(object):
     """Missing associated documentation comment in .proto file."""
 
     def Read(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadRanges(self, request, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -314,6 +325,11 @@ def add_BlocksServicer_to_server(servicer, server):
                     servicer.Read,
                     request_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.ReadRequest.FromString,
                     response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.ReadReply.SerializeToString,
+            ),
+            'ReadRanges': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadRanges,
+                    request_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.RangesRequest.FromString,
+                    response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.RangesReply.SerializeToString,
             ),
             'Store': grpc.stream_unary_rpc_method_handler(
                     servicer.Store,
@@ -348,6 +364,33 @@ class Blocks(object):
             '/snapshotd.wire.v1.Blocks/Read',
             snapshotd_dot_wire_dot_v1_dot_node__pb2.ReadRequest.SerializeToString,
             snapshotd_dot_wire_dot_v1_dot_node__pb2.ReadReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadRanges(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/snapshotd.wire.v1.Blocks/ReadRanges',
+            snapshotd_dot_wire_dot_v1_dot_node__pb2.RangesRequest.SerializeToString,
+            snapshotd_dot_wire_dot_v1_dot_node__pb2.RangesReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToDaemon(_message.Message):
-    __slots__ = ("protocol", "request", "incarnation", "find", "attach", "restore", "claim", "written", "query", "detach", "prepare", "copied")
+    __slots__ = ("protocol", "request", "incarnation", "find", "attach", "restore", "claim", "written", "query", "detach", "prepare", "copied", "manifests", "fill")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -22,6 +22,8 @@ class ToDaemon(_message.Message):
     DETACH_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
     COPIED_FIELD_NUMBER: _ClassVar[int]
+    MANIFESTS_FIELD_NUMBER: _ClassVar[int]
+    FILL_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     request: int
     incarnation: str
@@ -34,10 +36,12 @@ class ToDaemon(_message.Message):
     detach: Detach
     prepare: Prepare
     copied: Copied
-    def __init__(self, protocol: _Optional[int] = ..., request: _Optional[int] = ..., incarnation: _Optional[str] = ..., find: _Optional[_Union[Find, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., **kwargs) -> None: ...
+    manifests: Manifests
+    fill: Fill
+    def __init__(self, protocol: _Optional[int] = ..., request: _Optional[int] = ..., incarnation: _Optional[str] = ..., find: _Optional[_Union[Find, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., manifests: _Optional[_Union[Manifests, _Mapping]] = ..., fill: _Optional[_Union[Fill, _Mapping]] = ..., **kwargs) -> None: ...
 
 class ToTrainer(_message.Message):
-    __slots__ = ("request", "found", "attached", "restored", "granted", "skip", "accepted", "progress", "refused", "prepared")
+    __slots__ = ("request", "found", "attached", "restored", "granted", "skip", "accepted", "progress", "refused", "prepared", "manifests_gathered", "filled")
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     FOUND_FIELD_NUMBER: _ClassVar[int]
     ATTACHED_FIELD_NUMBER: _ClassVar[int]
@@ -48,6 +52,8 @@ class ToTrainer(_message.Message):
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     PREPARED_FIELD_NUMBER: _ClassVar[int]
+    MANIFESTS_GATHERED_FIELD_NUMBER: _ClassVar[int]
+    FILLED_FIELD_NUMBER: _ClassVar[int]
     request: int
     found: Found
     attached: Attached
@@ -58,7 +64,9 @@ class ToTrainer(_message.Message):
     progress: Progress
     refused: Refused
     prepared: Prepared
-    def __init__(self, request: _Optional[int] = ..., found: _Optional[_Union[Found, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., restored: _Optional[_Union[Restored, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ...) -> None: ...
+    manifests_gathered: ManifestsGathered
+    filled: Filled
+    def __init__(self, request: _Optional[int] = ..., found: _Optional[_Union[Found, _Mapping]] = ..., attached: _Optional[_Union[Attached, _Mapping]] = ..., restored: _Optional[_Union[Restored, _Mapping]] = ..., granted: _Optional[_Union[Granted, _Mapping]] = ..., skip: _Optional[_Union[Skip, _Mapping]] = ..., accepted: _Optional[_Union[Accepted, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., refused: _Optional[_Union[Refused, _Mapping]] = ..., prepared: _Optional[_Union[Prepared, _Mapping]] = ..., manifests_gathered: _Optional[_Union[ManifestsGathered, _Mapping]] = ..., filled: _Optional[_Union[Filled, _Mapping]] = ...) -> None: ...
 
 class Find(_message.Message):
     __slots__ = ("slot",)
@@ -107,10 +115,12 @@ class Attached(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
 
 class Restore(_message.Message):
-    __slots__ = ("allow_fresh",)
+    __slots__ = ("allow_fresh", "reshard")
     ALLOW_FRESH_FIELD_NUMBER: _ClassVar[int]
+    RESHARD_FIELD_NUMBER: _ClassVar[int]
     allow_fresh: bool
-    def __init__(self, allow_fresh: bool = ...) -> None: ...
+    reshard: bool
+    def __init__(self, allow_fresh: bool = ..., reshard: bool = ...) -> None: ...
 
 class Restored(_message.Message):
     __slots__ = ("decision", "path", "image_offset", "image_bytes", "manifest_bytes", "bytes_copied", "bytes_decoded", "staged_s")
@@ -131,6 +141,63 @@ class Restored(_message.Message):
     bytes_decoded: int
     staged_s: float
     def __init__(self, decision: _Optional[_Union[_node_pb2.Decision, _Mapping]] = ..., path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., staged_s: _Optional[float] = ...) -> None: ...
+
+class Manifests(_message.Message):
+    __slots__ = ("shards",)
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, shards: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class ManifestsGathered(_message.Message):
+    __slots__ = ("path", "pieces")
+    class Piece(_message.Message):
+        __slots__ = ("shard", "offset", "bytes", "image_bytes")
+        SHARD_FIELD_NUMBER: _ClassVar[int]
+        OFFSET_FIELD_NUMBER: _ClassVar[int]
+        BYTES_FIELD_NUMBER: _ClassVar[int]
+        IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+        shard: int
+        offset: int
+        bytes: int
+        image_bytes: int
+        def __init__(self, shard: _Optional[int] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PIECES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    pieces: _containers.RepeatedCompositeFieldContainer[ManifestsGathered.Piece]
+    def __init__(self, path: _Optional[str] = ..., pieces: _Optional[_Iterable[_Union[ManifestsGathered.Piece, _Mapping]]] = ...) -> None: ...
+
+class Fill(_message.Message):
+    __slots__ = ("image_bytes", "shards", "offsets", "lengths", "to")
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    SHARDS_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    LENGTHS_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    image_bytes: int
+    shards: _containers.RepeatedScalarFieldContainer[int]
+    offsets: _containers.RepeatedScalarFieldContainer[int]
+    lengths: _containers.RepeatedScalarFieldContainer[int]
+    to: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, image_bytes: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., to: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Filled(_message.Message):
+    __slots__ = ("path", "image_offset", "bytes_local", "bytes_copied", "bytes_decoded", "bytes_received", "seconds")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    BYTES_LOCAL_FIELD_NUMBER: _ClassVar[int]
+    BYTES_COPIED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DECODED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    image_offset: int
+    bytes_local: int
+    bytes_copied: int
+    bytes_decoded: int
+    bytes_received: int
+    seconds: float
+    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., bytes_received: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ()
