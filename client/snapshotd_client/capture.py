@@ -8,19 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import cuda, rng, tree
+from snapshotd_client.about import About
 from snapshotd_client.copying import Load, Piece, Target
 from snapshotd_client.extents import Extent, Place, gather
-from snapshotd_client.layout import Layout, aligned, lay_out, skeleton_room
-from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory, Leaf, describe, local_piece
+from snapshotd_client.layout import Layout, lay_out, skeleton_room
+from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory, Leaf, local_piece
 from snapshotd_client.overlap import Quiet, watched
 from snapshotd_client.owners import (
+    MODULE,
+    OPTIMIZER,
     STATEFUL,
     check_states,
     collect,
@@ -28,6 +30,7 @@ from snapshotd_client.owners import (
     kind_of,
     optimizer_shapes,
 )
+from snapshotd_client.replicas import Replicas, ReplicasOption
 from snapshotd_client.structure import GROUP_CONSTANTS, Structure
 
 
@@ -87,9 +90,10 @@ def plan(
     step: int,
     states: Mapping[str, object],
     values: Mapping[str, object],
+    replicas: ReplicasOption = None,
 ) -> Capture:
     """Collect the whole state by reference and lay out its image; see `Planner`."""
-    return Planner(job, shard, world, states).plan(step, values)
+    return Planner(job, shard, world, states, replicas).plan(step, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,7 @@ class _Kept:
     """What of a plan is good for the next one, too."""
 
     structure: Structure
+    about: About
     leaves: Sequence[Leaf]
     extents: int  # how many of them these leaves have
     storages: frozenset[int]
@@ -118,13 +123,22 @@ class Planner:
         shard: logical rank.
         world: number of logical ranks.
         states: as given to Snapshotter.
+        replicas: likewise.
 
     Raises:
         UnsupportedState: a state has no name, or is of no kind that can be captured.
     """
 
-    def __init__(self, job: str, shard: int, world: int, states: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        job: str,
+        shard: int,
+        world: int,
+        states: Mapping[str, object],
+        replicas: ReplicasOption = None,
+    ) -> None:
         check_states(states)
+        self._replicas = replicas
         self._opening = segment_pb2.Manifest(
             format=MANIFEST_FORMAT, job=job, shard=shard, world=world
         )
@@ -160,11 +174,14 @@ class Planner:
         changing, more = self._collect_changing(structure.owners, values, len(constant.leaves))
         leaves = [*constant.leaves, *changing.leaves]
         extents, places = gather([local_piece(leaf.tensor) for leaf in leaves])
+        about = self._about()
+        stored, described = about.divide(leaves, places, extents)
         manifest = segment_pb2.Manifest(
-            extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-            tensors=[describe(*pair) for pair in zip(leaves, places, strict=True)],
+            extents=described,
+            tensors=[about.entry(*pair) for pair in zip(leaves, places, strict=True)],
             names={name: kind_of(name, state) for name, state in self._states.items()},
             optimizers=optimizer_shapes(self._states),
+            replica_sets=about.replica_sets(),
         )
         manifest.MergeFrom(self._opening)
         skeleton = tree.join([*pickles, *more], pickles.values())
@@ -175,9 +192,10 @@ class Planner:
         count = len(constant.leaves)
         own, others = _storages(constant.leaves), _storages(changing.leaves)
         kept_extents = 1 + max((p.extent for p in places[:count]), default=-1) if own else 0
-        pieces = [Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)]
+        pieces = [Piece(*pair) for pair in zip(layout.offsets, stored, strict=True)]
         kept = _Kept(
             structure=structure,
+            about=about,
             leaves=constant.leaves,
             extents=kept_extents,
             storages=own,
@@ -213,20 +231,35 @@ class Planner:
         if kept.storages & _storages(changing.leaves):
             return None
         extents, places = changing.gather()
+        about = self._about_again(kept)
+        stored, described = about.divide(changing.leaves, places, extents)
         places = [
             Place(place.extent + kept.extents, place.offset) if leaf.tensor.numel() else place
             for leaf, place in zip(changing.leaves, places, strict=True)
         ]
         entries = _entry_bytes(
-            [describe(*pair) for pair in zip(changing.leaves, places, strict=True)],
-            [e.nbytes for e in extents],
+            [about.entry(*pair) for pair in zip(changing.leaves, places, strict=True)],
+            described,
         )
         if entries != kept.changing:
             return None
         offsets = kept.layout.offsets[kept.extents :]
-        fresh = [Piece(*pair) for pair in zip(offsets, extents, strict=True)]
+        fresh = [Piece(*pair) for pair in zip(offsets, stored, strict=True)]
         leaves = [*kept.leaves, *changing.leaves]
         return _capture(kept, step, rest, [*kept.moving, *fresh], leaves)
+
+    def _about(self) -> About:
+        rank, world = self._opening.shard, self._opening.world
+        return About(self._states, Replicas(self._states, self._replicas, rank, world), rank)
+
+    def _about_again(self, kept: _Kept) -> About:
+        """The same where no tensor that it knows can be gone: those of owners that stayed."""
+        kinds = {name: kind_of(name, s) for name, s in self._states.items()}
+        if all(n in kept.structure.owners for n, k in kinds.items() if k in {MODULE, OPTIMIZER}):
+            return kept.about
+        about = self._about()
+        about.sets.update(kept.about.sets)
+        return about
 
     def _collect_changing(
         self, constant: frozenset[str], values: Mapping[str, object], first: int
@@ -300,10 +333,13 @@ def _storages(leaves: Sequence[Leaf]) -> frozenset[int]:
 
 
 def _entries(manifest: segment_pb2.Manifest, leaves: int, extents: int) -> list[bytes]:
-    return _entry_bytes(manifest.tensors[leaves:], [e.bytes for e in manifest.extents[extents:]])
+    return _entry_bytes(manifest.tensors[leaves:], manifest.extents[extents:])
 
 
-def _entry_bytes(entries: Sequence[segment_pb2.TensorEntry], sizes: Sequence[int]) -> list[bytes]:
+def _entry_bytes(
+    entries: Sequence[segment_pb2.TensorEntry], extents: Sequence[segment_pb2.StorageExtent]
+) -> list[bytes]:
+    sizes = [(e.bytes, e.part.start, e.part.whole) for e in extents]
     return [*(e.SerializeToString(deterministic=True) for e in entries), repr(sizes).encode()]
 
 
@@ -324,48 +360,11 @@ def survey(states: Mapping[str, object]) -> Survey:
             if kind_of(name, state) != STATEFUL:
                 inventory.take_walk(name, collect(state))
         extents, places = inventory.gather()
+        about = About(states)
         manifest = segment_pb2.Manifest(
             extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-            tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
+            tensors=[about.entry(*pair) for pair in zip(inventory.leaves, places, strict=True)],
             names={name: kind_of(name, state) for name, state in states.items()},
             optimizers=optimizer_shapes(states),
         )
     return Survey(manifest, extents, inventory)
-
-
-def predict_image_bytes(states: Mapping[str, object]) -> int:
-    """What a snapshot of `states` will need, in bytes, as far as it is known now.
-
-    Optimizers that have not stepped yet hold no state; theirs is estimated from the local
-    parameters: two tensors of the parameter's size for each of the Adam family and for
-    optimizers not known here, one for SGD with momentum, none for SGD without. Keyword values
-    are not known and not counted.
-    """
-    known = plan("", 0, 1, 0, states, {}).image_bytes
-    optimizers = [s for s in states.values() if isinstance(s, torch.optim.Optimizer)]
-    return known + sum(_missing_state_bytes(optimizer) for optimizer in optimizers)
-
-
-#: Manifest entry, pickle mark, alignment and scalar step counters of one parameter's state.
-_OVERHEAD_BYTES: Final = 1024
-
-
-def _missing_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    total = 0
-    for group in optimizer.param_groups:
-        copies = _state_copies(optimizer, group)
-        for parameter in group["params"]:
-            if parameter.requires_grad and not optimizer.state.get(parameter) and copies:
-                piece = local_piece(parameter)
-                total += copies * aligned(piece.numel() * piece.itemsize) + _OVERHEAD_BYTES
-    return total
-
-
-def _state_copies(optimizer: torch.optim.Optimizer, group: Mapping[str, object]) -> int:
-    match type(optimizer).__name__:
-        case "SGD":
-            return 1 if group.get("momentum") else 0
-        case "RMSprop":
-            return 1 + bool(group.get("momentum")) + bool(group.get("centered"))
-        case _:
-            return 3 if group.get("amsgrad") else 2

@@ -21,7 +21,6 @@ from typing import Literal, Self
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import capture as capturing
 from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, prepared, refusal_of
 from snapshotd_client.channel import Channel
 from snapshotd_client.errors import (
@@ -36,6 +35,7 @@ from snapshotd_client.launch import this_launch
 from snapshotd_client.lock import TrainerLock
 from snapshotd_client.news import News
 from snapshotd_client.owners import check_states
+from snapshotd_client.predicting import predict_image_bytes
 from snapshotd_client.restoring import bring_back
 from snapshotd_client.results import Restored, Status
 from snapshotd_client.waiting import Deadline
@@ -346,7 +346,7 @@ class Snapshotter:
             restart_count=who.restart_count,
             shard=who.rank,
             world=who.world_size,
-            predicted_image_bytes=capturing.predict_image_bytes(self._states),
+            predicted_image_bytes=predict_image_bytes(self._states),
             client_version=CLIENT_VERSION,
             decision=self._decision,
             passed_step=self._next_step,

@@ -1,0 +1,189 @@
+"""Which ranks hold the same bytes: from DTensors, from DistributedDataParallel, or as told.
+
+Nothing is taken for the same by guess: a plain tensor of a module that nobody wraps may be
+another on each rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch.distributed.tensor import DTensor, Partial, Replicate
+
+from snapshotd_client.errors import WrongUse
+from snapshotd_client.leaves import Leaf
+from snapshotd_client.owners import MODULE, OPTIMIZER, TENSOR, kind_of
+
+#: A process group or the ranks of it; or one of these for each of some names of states.
+ReplicaGroup: TypeAlias = dist.ProcessGroup | Sequence[int]
+ReplicasOption: TypeAlias = ReplicaGroup | Mapping[str, ReplicaGroup] | None
+
+_KINDS: Final = frozenset({MODULE, OPTIMIZER, TENSOR})
+
+
+class Held(NamedTuple):
+    """Who holds a tensor.
+
+    Attributes:
+        ranks: all of them, ascending, this one among them.
+        same: they have the same bytes, so each need store a part only. Otherwise they are copies
+            of one tensor that went apart, such as running statistics.
+    """
+
+    ranks: tuple[int, ...]
+    same: bool
+
+
+class Replicas:
+    """Finds who else holds a tensor of `states`.
+
+    Args:
+        states: as given to Snapshotter.
+        told: as in Snapshotter.
+        rank: this rank of the job.
+        world: ranks of the job.
+
+    Raises:
+        WrongUse: `told` names a state that is not there, or ranks that cannot be.
+    """
+
+    def __init__(
+        self,
+        states: Mapping[str, object],
+        told: ReplicasOption = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self._kinds = {name: kind_of(name, state) for name, state in states.items()}
+        self._told = _told(states, told, rank, world)
+        # The ranks of torch's groups are those of the job only if both count alike.
+        self._groups_known = (
+            dist.is_available()
+            and dist.is_initialized()
+            and (dist.get_rank(), dist.get_world_size()) == (rank, world)
+        )
+        self._by_storage: dict[int, Held] = {}
+        self._by_number: dict[str, list[Held | None]] = {}
+        if self._groups_known:
+            for state in states.values():
+                if isinstance(state, torch.nn.Module):
+                    self._look_for_ddp(state)
+            for name, state in states.items():
+                if isinstance(state, torch.optim.Optimizer) and _is_torchs(state):
+                    parameters = [p for group in state.param_groups for p in group["params"]]
+                    self._by_number[name] = [self._of_parameter(p) for p in parameters]
+
+    def of(self, leaf: Leaf) -> Held | None:
+        """Who holds the bytes of a leaf; None where that is this rank alone, or not known."""
+        if leaf.hidden or self._kinds.get(leaf.owner) not in _KINDS:
+            return None
+        if leaf.owner in self._told:
+            return Held(self._told[leaf.owner], same=True)
+        if not self._groups_known:
+            return None
+        if isinstance(leaf.tensor, DTensor):
+            held = _of_dtensor(leaf.tensor)
+            if held is not None:
+                return held
+        if self._kinds[leaf.owner] == OPTIMIZER:
+            return self._of_optimizer_state(leaf)
+        return self._by_storage.get(_storage(leaf.tensor))
+
+    def holders_of_state(self, owner: str, parameter: torch.Tensor) -> int:
+        """How many ranks will divide the state that optimizer `owner` makes of a parameter."""
+        if owner in self._told:
+            return len(self._told[owner])
+        if not self._groups_known or owner not in self._by_number:
+            return 1
+        held = _of_dtensor(parameter) if isinstance(parameter, DTensor) else None
+        held = held or self._by_storage.get(_storage(parameter))
+        return len(held.ranks) if held is not None and held.same else 1
+
+    def _look_for_ddp(self, root: torch.nn.Module) -> None:
+        for wrapper in root.modules():
+            if not isinstance(wrapper, torch.nn.parallel.DistributedDataParallel):
+                continue
+            ranks = tuple(sorted(dist.get_process_group_ranks(wrapper.process_group)))
+            if len(ranks) < 2:
+                continue
+            apart = set(wrapper.parameters_to_ignore)
+            for name, parameter in wrapper.module.named_parameters():
+                if name not in apart:
+                    self._by_storage[_storage(parameter)] = Held(ranks, same=True)
+            for name, buffer in wrapper.module.named_buffers():
+                if name not in apart:
+                    # Each rank's own batches have gone into it since it was made the same.
+                    self._by_storage.setdefault(_storage(buffer), Held(ranks, same=False))
+
+    def _of_parameter(self, parameter: torch.Tensor) -> Held | None:
+        if isinstance(parameter, DTensor):
+            # Plain state of it, such as a count of steps, every rank of the mesh has.
+            ranks = tuple(sorted(parameter.device_mesh.mesh.flatten().tolist()))
+            return Held(ranks, same=False) if len(ranks) > 1 else None
+        return self._by_storage.get(_storage(parameter))
+
+    def _of_optimizer_state(self, leaf: Leaf) -> Held | None:
+        head, _, _ = leaf.name.removeprefix(f"{leaf.owner}.state.").partition(".")
+        known = self._by_number.get(leaf.owner, [])
+        if not head.isdigit() or int(head) >= len(known):
+            return None
+        held = known[int(head)]
+        if isinstance(leaf.tensor, DTensor) and held is not None and not held.same:
+            return None  # its placements have told all
+        return held
+
+
+def _told(
+    states: Mapping[str, object], told: ReplicasOption, rank: int, world: int
+) -> dict[str, tuple[int, ...]]:
+    if told is None:
+        return {}
+    by_name = told if isinstance(told, Mapping) else dict.fromkeys(states, told)
+    unknown = sorted(set(by_name) - set(states))
+    if unknown:
+        raise WrongUse(
+            f"replicas names {', '.join(unknown)}", f"The states are {', '.join(states)}"
+        )
+    found = {name: _ranks(group) for name, group in by_name.items() if group is not None}
+    for name, ranks in found.items():
+        if rank not in ranks or not 0 <= ranks[0] <= ranks[-1] < world:
+            raise WrongUse(
+                f"replicas of {name} are ranks {list(ranks)}, this is rank {rank} of {world}",
+                "Give the process group, or all ranks, that hold the same as this one",
+            )
+    return {name: ranks for name, ranks in found.items() if len(ranks) > 1}
+
+
+def _ranks(group: object) -> tuple[int, ...]:
+    if isinstance(group, Sequence) and group and all(type(r) is int for r in group):
+        return tuple(sorted(set(group)))
+    if dist.is_available() and isinstance(group, dist.ProcessGroup):
+        return tuple(sorted(dist.get_process_group_ranks(group)))
+    raise WrongUse(f"replicas is {group!r}", "Give a process group, or a list of ranks")
+
+
+def _of_dtensor(tensor: DTensor) -> Held | None:
+    """The ranks at the same place of the mesh but for the dimensions it is replicated over."""
+    mesh, placements = tensor.device_mesh, tensor.placements
+    coordinate = mesh.get_coordinate()
+    if coordinate is None or any(isinstance(p, Partial) for p in placements):
+        return None
+    index = tuple(
+        slice(None) if isinstance(p, Replicate) else at
+        for p, at in zip(placements, coordinate, strict=True)
+    )
+    ranks = tuple(sorted(mesh.mesh[index].flatten().tolist()))
+    return Held(ranks, same=True) if len(ranks) > 1 else None
+
+
+def _is_torchs(optimizer: torch.optim.Optimizer) -> bool:
+    """Others may divide their state among the ranks, as ZeroRedundancyOptimizer does."""
+    return type(optimizer).__module__.startswith("torch.optim.")
+
+
+def _storage(tensor: torch.Tensor) -> int:
+    local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return int(local.untyped_storage()._cdata)
