@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch.distributed.tensor import DTensor, Partial
 from torch.distributed.tensor._utils import (
+    _compute_local_shape_and_global_offset,
     _get_shard_size_and_offsets,
-    compute_local_shape_and_global_offset,
 )
 from torch.distributed.tensor.placement_types import _StridedShard
 
@@ -97,8 +97,12 @@ def box_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | No
         return tuple(tensor.shape), (0,) * tensor.dim()
     if any(isinstance(p, Partial) for p in tensor.placements):
         return None
-    shape, offset = compute_local_shape_and_global_offset(
-        tensor.shape, tensor.device_mesh, tensor.placements
+    mesh = tensor.device_mesh
+    coordinate = mesh.get_coordinate()
+    if coordinate is None:
+        return None
+    shape, offset = _compute_local_shape_and_global_offset(
+        tensor.shape, mesh.shape, coordinate, tensor.placements
     )
     if tuple(shape) != tuple(local_piece(tensor).shape):
         return None

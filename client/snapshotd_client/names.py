@@ -17,6 +17,11 @@ _HOLDERS: Final = (torch.nn.parallel.DistributedDataParallel, torch.nn.DataParal
 _HELD: Final = "module"
 
 
+def unwrapped(key: str) -> str:
+    """A key of a module's state_dict without anything that a wrapper may have put in."""
+    return ".".join(p for p in key.split(".") if p not in _WRAPPERS and p != _HELD)
+
+
 class Names:
     """Names of the tensors of `states`, whatever their modules are wrapped in."""
 

@@ -11,6 +11,8 @@ from typing import Final, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, Partial, Replicate
 
 from snapshotd_client.errors import WrongUse
@@ -71,6 +73,7 @@ class Replicas:
             for state in states.values():
                 if isinstance(state, torch.nn.Module):
                     self._look_for_ddp(state)
+                    self._look_for_fsdp(state)
             for name, state in states.items():
                 if isinstance(state, torch.optim.Optimizer) and _is_torchs(state):
                     parameters = [p for group in state.param_groups for p in group["params"]]
@@ -80,7 +83,7 @@ class Replicas:
         """Who holds the bytes of a leaf; None where that is this rank alone, or not known."""
         if leaf.hidden or self._kinds.get(leaf.owner) not in _KINDS:
             return None
-        if leaf.owner in self._told:
+        if leaf.owner in self._told and not isinstance(leaf.tensor, DTensor):
             return Held(self._told[leaf.owner], same=True)
         if not self._groups_known:
             return None
@@ -94,7 +97,7 @@ class Replicas:
 
     def holders_of_state(self, owner: str, parameter: torch.Tensor) -> int:
         """How many ranks will divide the state that optimizer `owner` makes of a parameter."""
-        if owner in self._told:
+        if owner in self._told and not isinstance(parameter, DTensor):
             return len(self._told[owner])
         if not self._groups_known or owner not in self._by_number:
             return 1
@@ -118,10 +121,23 @@ class Replicas:
                     # Each rank's own batches have gone into it since it was made the same.
                     self._by_storage.setdefault(_storage(buffer), Held(ranks, same=False))
 
+    def _look_for_fsdp(self, root: torch.nn.Module) -> None:
+        """What FSDP leaves whole is there on each rank of its mesh, and nothing keeps it alike."""
+        for wrapper in root.modules():
+            if not isinstance(wrapper, FSDPModule):
+                continue
+            meshes = {p.device_mesh for p in wrapper.parameters() if isinstance(p, DTensor)}
+            if not meshes:
+                continue
+            ranks = _all_of(max(meshes, key=lambda mesh: mesh.size()))
+            for tensor in [*wrapper.parameters(), *wrapper.buffers()]:
+                if not isinstance(tensor, DTensor) and len(ranks) > 1:
+                    self._by_storage.setdefault(_storage(tensor), Held(ranks, same=False))
+
     def _of_parameter(self, parameter: torch.Tensor) -> Held | None:
         if isinstance(parameter, DTensor):
             # Plain state of it, such as a count of steps, every rank of the mesh has.
-            ranks = tuple(sorted(parameter.device_mesh.mesh.flatten().tolist()))
+            ranks = _all_of(parameter.device_mesh)
             return Held(ranks, same=False) if len(ranks) > 1 else None
         return self._by_storage.get(_storage(parameter))
 
@@ -177,6 +193,10 @@ def _of_dtensor(tensor: DTensor) -> Held | None:
     )
     ranks = tuple(sorted(mesh.mesh[index].flatten().tolist()))
     return Held(ranks, same=True) if len(ranks) > 1 else None
+
+
+def _all_of(mesh: DeviceMesh) -> tuple[int, ...]:
+    return tuple(sorted(mesh.mesh.flatten().tolist()))
 
 
 def _is_torchs(optimizer: torch.optim.Optimizer) -> bool:
