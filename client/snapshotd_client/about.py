@@ -102,7 +102,7 @@ def box_of(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]] | No
     if coordinate is None:
         return None
     shape, offset = _compute_local_shape_and_global_offset(
-        tensor.shape, mesh.shape, coordinate, tensor.placements
+        tensor.shape, mesh.shape, list(coordinate), tensor.placements
     )
     if tuple(shape) != tuple(local_piece(tensor).shape):
         return None
