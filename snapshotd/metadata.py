@@ -89,13 +89,14 @@ class ParityPlace:
 
 @dataclass(frozen=True, slots=True)
 class DataHolding:
-    """A sealed, verified shard in some slot's memory."""
+    """A sealed, verified shard in some slot's memory; one of `world` (0: it is not told)."""
 
     job: str
     shard: int
     version: Version
     image_bytes: int
     content_digest: bytes
+    world: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +104,7 @@ class ParityHolding:
     """A stored, verified parity block in some slot's memory.
 
     `content_digests` and `shard_bytes` are those of the images of the group's shards it was
-    computed from, in group order.
+    computed from, in group order; `world` ranks saved them (0: it is not told).
     """
 
     job: str
@@ -112,6 +113,7 @@ class ParityHolding:
     image_bytes: int
     content_digests: tuple[bytes, ...]
     shard_bytes: tuple[int, ...]
+    world: int = 0
 
 
 class Tier(Enum):
@@ -145,6 +147,9 @@ class Decision:
     Exactly one of these holds: `restore` is a version; `refusal` says why nothing can be done, and
     `refusal_kind` which sort of why; neither: a fresh start. `incarnations[i]` is the trainer of
     shard i.
+
+    Where another number of ranks saved what is restored, `saved_world` is that number (else 0),
+    and `saved_groups` keep it until the ranks of this decision have a restore point of their own.
     """
 
     id: DecisionId
@@ -157,6 +162,8 @@ class Decision:
     tier: Tier = Tier.NONE
     committed: Version | None = None
     refusal_kind: RefusalKind | None = None
+    saved_world: int = 0
+    saved_groups: tuple[Group, ...] = ()
 
     def group_of(self, shard: int) -> Group | None:
         return next((g for g in self.groups if shard in g.shards), None)
@@ -171,7 +178,7 @@ class TrainerFacts:
     """What a slot knows of its trainer.
 
     `launch` is shared by all ranks of one start of the job, and by those of no other start; empty
-    where the trainer cannot tell.
+    where the trainer cannot tell. `reshard`: it can take up what another number of ranks saved.
     """
 
     job: str
@@ -189,6 +196,7 @@ class TrainerFacts:
     skipped: int = 0
     present: bool = True
     launch: str = ""
+    reshard: bool = False
 
     @property
     def start(self) -> tuple[str, str, int]:
@@ -300,6 +308,27 @@ class JobFacts:
         return None if self.pending is None or self.pending.refusal else self.pending
 
     @property
+    def handed_on(self) -> bool:
+        """Whether other ranks than those of now saved the restore point, in another number."""
+        decision = self.decision
+        if decision is None or not decision.saved_world:
+            return False
+        return self.committed == decision.restore
+
+    @property
+    def saved_world(self) -> int:
+        """How many ranks saved the restore point."""
+        decided = self.decision.saved_world if self.decision is not None else 0
+        return decided if self.handed_on else self.world
+
+    @property
+    def keeping(self) -> tuple[Group, ...]:
+        """The groups that were formed to keep the restore point."""
+        if self.decision is None:
+            return ()
+        return self.decision.saved_groups if self.handed_on else self.decision.groups
+
+    @property
     def dropped(self) -> bool:
         """Whether it was given up: all that is left is the epoch in which that was done."""
         nothing = self.decision is None and self.pending is None and self.committed is None
@@ -346,5 +375,4 @@ class Orders:
 
     def keepers(self, job: JobFacts) -> tuple[Group, ...]:
         """The groups that are to keep the restore point now."""
-        decided = job.decision.groups if job.decision else ()
-        return self.shelters.get(job.job, decided)
+        return self.shelters.get(job.job, job.keeping)

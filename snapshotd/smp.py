@@ -23,7 +23,9 @@ from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
 from snapshotd.flow.intake import Intake
+from snapshotd.flow.lending import Lending
 from snapshotd.flow.priority import Priority
+from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.scrub import Scrub
 from snapshotd.flow.smp import Smp
 from snapshotd.flow.transfer import Transfers
@@ -128,9 +130,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     # Adopted before anything can ask: nothing unverified is ever served.
     await vault.adopt()
     point("smp.adopt.done")
-    identity = None
-    if settings.tls:
-        identity = Identity.load(settings.tls, settings.cluster_id, settings.node_id)
+    identity = _identity(settings)
     channels = Channels(identity)
     client = BlocksClient(
         channels, settings.cluster_id, home, settings.stall_s, vault.received, vault.sent
@@ -141,6 +141,9 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
     smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
+    smp.lending = Lending(
+        machine, vault, Gatherer(home, vault, client, coding.codec, conduct, smp.reachable)
+    )
     server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s, identity)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
@@ -180,6 +183,12 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         await channels.close()
         socket.close()
         context.term()
+
+
+def _identity(settings: SmpSettings) -> Identity | None:
+    if settings.tls is None:
+        return None
+    return Identity.load(settings.tls, settings.cluster_id, settings.node_id)
 
 
 async def _until(stop: asyncio.Event) -> None:

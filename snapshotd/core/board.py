@@ -22,6 +22,7 @@ from snapshotd.core.restore import (
     Situation,
     Wait,
     decide,
+    saved_world,
     stating_node,
     waiting_shards,
     within_lineage,
@@ -157,8 +158,7 @@ class Board:
 
     def keepers(self, job: JobFacts) -> tuple[Group, ...]:
         """The groups that are to keep a job's restore point now."""
-        decided = job.decision.groups if job.decision else ()
-        return self._notes[job.job].shelter or decided
+        return self._notes[job.job].shelter or job.keeping
 
     def slots_needed(self) -> frozenset[int]:
         """Slots of this node that are to keep something."""
@@ -192,12 +192,10 @@ class Board:
         known = self._jobs.get(job)
         if known is None:
             return None, (), f"no live node knows a job {job!r}"
-        decision = known.decision
-        homes = {m.shard: m.home for g in (decision.groups if decision else ()) for m in g.members}
+        homes = {m.shard: m.home for g in known.keeping for m in g.members}
         worst: tuple[Origin, ...] = ()
-        world = known.world or (decision.world if decision else 0)
         for version in [v for v in candidates(slots, job) if within_lineage(v, known)]:
-            origins = survey(slots, job, world, version, homes)
+            origins = survey(slots, job, saved_world(slots, known, job, version), version, homes)
             if not any(isinstance(o, Missing) for o in origins):
                 return version, origins, ""
             worst = worst or origins
@@ -248,8 +246,7 @@ class Board:
         self, job: JobFacts, slots: Slots, live: Mapping[str, NodeFacts], now_s: float
     ) -> None:
         """Where the restore point is to be kept, while nodes that kept it are lost."""
-        decided = job.decision.groups if job.decision else ()
-        dead = self.membership.dead(nodes_of(decided), now_s)
+        dead = self.membership.dead(nodes_of(job.keeping), now_s)
         patience_s = self._policy.replace_s
         absence = Absence(
             live={self.membership.node, *live},
@@ -257,7 +254,7 @@ class Board:
             overdue={n for n in dead if self.membership.silence_s(n, now_s) >= patience_s},
         )
         groups = keepers(job, slots, absence)
-        self._notes[job.job].shelter = () if groups == decided else groups
+        self._notes[job.job].shelter = () if groups == job.keeping else groups
 
     def _known(self, job: str) -> tuple[JobFacts, ...]:
         return (self._jobs[job],) if job in self._jobs else ()

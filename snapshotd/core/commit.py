@@ -77,7 +77,8 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
 
 def _newer(version: Version, known: JobFacts) -> bool:
     if known.committed is not None and version == known.committed:
-        return known.committed_in < known.lineage
+        # What other ranks saved is never protected in the groups of these, whatever it looks like.
+        return known.committed_in < known.lineage and not known.handed_on
     return version.epoch == known.lineage and version > (known.committed or _NEVER)
 
 

@@ -50,6 +50,7 @@ class Holdings:
         """Of which some shard is here, oldest first."""
         return sorted({d.version for d in self._data.values() if d.job == job})
 
-    def generations(self, job: str, shard: int) -> int:
-        """How many versions of a shard are here."""
-        return sum((d.job, d.shard) == (job, shard) for d in self._data.values())
+    def generations(self, job: str, shard: int, more: Version | None = None) -> int:
+        """How many versions of a shard are here; `more` counts if any shard of it is."""
+        mine = (d for d in self._data.values() if d.job == job)
+        return len({d.version for d in mine if d.shard == shard or d.version == more})

@@ -82,8 +82,15 @@ def parity_homes(group: Group) -> list[tuple[ParityPlace, Home]]:
 
 def demanded(job: JobFacts) -> tuple[Group, ...]:
     """The decided groups, with as many parity rows as memory allows now."""
-    groups = job.decision.groups if job.decision else ()
-    less = job.economy.rows_less
+    return _saving(job.decision.groups if job.decision else (), job.economy.rows_less)
+
+
+def kept(job: JobFacts) -> tuple[Group, ...]:
+    """The groups that were formed to keep the restore point, with as many rows as memory allows."""
+    return _saving(job.keeping, job.economy.rows_less)
+
+
+def _saving(groups: tuple[Group, ...], less: int) -> tuple[Group, ...]:
     return tuple(replace(g, unkept=min(g.parity, less)) for g in groups) if less else groups
 
 

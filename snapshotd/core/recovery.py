@@ -108,6 +108,16 @@ def candidates(slots: Slots, job: str) -> list[Version]:
     return sorted(held | coded, reverse=True)
 
 
+def world_of(slots: Slots, job: str, version: Version) -> int:
+    """How many ranks saved a version, as its holders tell; 0 where none does."""
+    found = 0
+    for facts in slots.values():
+        held: tuple[DataHolding | ParityHolding, ...] = (*facts.data, *facts.parity)
+        told = (h.world for h in held if h.job == job and h.version == version)
+        found = max(found, *told, 0)
+    return found
+
+
 def tier_of(origins: tuple[Origin, ...]) -> Tier:
     """One tier for the whole job: LOCAL only when every shard is."""
     return Tier.LOCAL if all(isinstance(o, Local) for o in origins) else Tier.GROUP
@@ -155,7 +165,7 @@ def _decode_with(
         if extent.length == 0:
             continue
         j = stripe_of_block(n, m, position, block)
-        inputs = _inputs(slots, job, version, sample, rows, j, position)
+        inputs = inputs_of(slots, job, version, sample, rows, j, position)
         if len(inputs) < n - m:
             return Missing(
                 f"stripe {j} of shards {list(shards)} has {len(inputs)} of the "
@@ -171,7 +181,7 @@ def _decode_with(
     )  # fmt: skip
 
 
-def _inputs(
+def inputs_of(
     slots: Slots,
     job: str,
     version: Version,
@@ -180,7 +190,7 @@ def _inputs(
     j: int,
     lost: int,
 ) -> tuple[BlockInput, ...]:
-    """The blocks of stripe j that can be had: data first, then parity rows."""
+    """The other blocks of stripe j than `lost` that can be had: data first, then parity rows."""
     shards, m = sample.place.shards, sample.place.parity
     n = len(shards)
     found = []

@@ -26,7 +26,7 @@ from typing import Final
 
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
-from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of
+from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of, world_of
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -105,8 +105,7 @@ def decide(now: Situation) -> Decision | Wait | None:
     by_shard = sorted((facts for _, facts in waiting), key=lambda t: t.shard)
     if _next_epoch(now) > MAX_EPOCH:
         return Wait(f"some node speaks of epoch {MAX_EPOCH}, after which there is none")
-    freshly = all(t.allow_fresh for t in by_shard)
-    if present and not (present.refusal and freshly):
+    if present and not _asked_anew(present, by_shard):
         return present
     outcome = _decide_anew(now, by_shard, homes)
     if present and isinstance(outcome, Decision) and outcome.refusal == present.refusal:
@@ -114,10 +113,17 @@ def decide(now: Situation) -> Decision | Wait | None:
     return outcome
 
 
+def _asked_anew(refusal: Decision, trainers: list[TrainerFacts]) -> bool:
+    """Whether all of them now ask for what takes the ground from their refusal."""
+    if refusal.refusal_kind is RefusalKind.OTHER_WORLD and all(t.reshard for t in trainers):
+        return True
+    return bool(refusal.refusal) and all(t.allow_fresh for t in trainers)
+
+
 def _decide_anew(
     now: Situation, by_shard: list[TrainerFacts], homes: Mapping[int, Home]
 ) -> Decision | Wait:
-    problem = _other_world(now, len(homes))
+    problem = _other_world(now, by_shard)
     if problem and not all(t.allow_fresh for t in by_shard):
         return _refused(now, by_shard, (), RefusalKind.OTHER_WORLD, problem)
     try:
@@ -205,15 +211,29 @@ def _incomplete(waiting: _Start) -> str:
     return ""
 
 
-def _other_world(now: Situation, world: int) -> str:
-    """Why a job of `world` ranks cannot take up what is known of it; empty when it can."""
-    before = now.known.world if now.known else 0
-    if before in (0, world) or now.known is None or now.known.committed is None:
+def _other_world(now: Situation, trainers: list[TrainerFacts]) -> str:
+    """Why these trainers cannot take up the job's restore point; empty when they can."""
+    known, world = now.known, len(trainers)
+    if known is None or known.committed is None:
         return ""
+    before = saved_world(now.slots, known, now.job, known.committed)
+    unable = [str(t.shard) for t in trainers if not t.reshard]
+    if before in (0, world) or not unable:
+        return ""
+    some = "" if len(unable) == world else f"; not able to: rank {', '.join(unable[:MAX_NAMED])}"
     return (
         f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it, at "
-        f"{now.known.committed}"
+        f"{known.committed}{some}"
     )
+
+
+def saved_world(slots: Slots, known: JobFacts | None, job: str, version: Version) -> int:
+    """How many ranks saved a version; 0 where nobody knows."""
+    if known is not None and version.epoch == known.lineage:
+        return known.world
+    if known is not None and known.decision is not None and version == known.committed:
+        return known.saved_world
+    return world_of(slots, job, version) or (known.world if known is not None else 0)
 
 
 def _failed(slots: Slots, decision: Decision) -> bool:
@@ -232,26 +252,39 @@ def _choose(
     world = len(trainers)
     point = now.known.committed if now.known else None
     impatient = not _not_heard(now) or now.waited_s >= now.patience_s
-    for version in _candidates(now, world):
-        origins = survey(now.slots, now.job, world, version, homes)
+    for version, saved in _candidates(now, trainers):
+        origins = survey(now.slots, now.job, saved, version, homes if saved == world else {})
         if any(isinstance(o, Missing) for o in origins):
             continue
         if point is not None and version < point and not impatient:
             break
-        return _stated(now, trainers, groups, restore=version, tier=tier_of(origins))
+        decided = _stated(now, trainers, groups, restore=version, tier=tier_of(origins))
+        return decided if saved == world else _handed_on(now, decided, version, saved)
     if not impatient:
         return Wait(_waiting_for_nodes(now, point))
     unrecorded = (now.known is None or now.known.lineage == 0) and candidates(now.slots, now.job)
     if all(t.allow_fresh for t in trainers) or (point is None and not unrecorded):
         return _stated(now, trainers, groups)
-    return _refused(now, trainers, groups, RefusalKind.LOST, _lost(now, world, homes, point))
+    return _refused(now, trainers, groups, RefusalKind.LOST, _lost(now, trainers, homes, point))
 
 
-def _candidates(now: Situation, world: int) -> list[Version]:
-    """Versions that `world` ranks of this lineage may go back to, newest first."""
-    if now.known is not None and now.known.world not in (0, world):
-        return []  # made by other ranks, and never committed
-    return [v for v in candidates(now.slots, now.job) if within_lineage(v, now.known)]
+def _candidates(now: Situation, trainers: list[TrainerFacts]) -> list[tuple[Version, int]]:
+    """Versions that these trainers may go back to, newest first, and how many ranks saved each."""
+    world, able = len(trainers), all(t.reshard for t in trainers)
+    versions = (v for v in candidates(now.slots, now.job) if within_lineage(v, now.known))
+    saved = ((v, saved_world(now.slots, now.known, now.job, v) or world) for v in versions)
+    return [(v, count) for v, count in saved if able or count == world]
+
+
+def _handed_on(now: Situation, decided: Decision, version: Version, saved: int) -> Decision:
+    """The same for what `saved` other ranks saved, and for those who keep it now."""
+    known = now.known
+    groups: tuple[Group, ...] = ()
+    if known is not None and version == known.committed:
+        groups = known.keeping
+    elif known is not None and known.decision is not None and version.epoch == known.lineage:
+        groups = known.decision.groups
+    return replace(decided, saved_world=saved, saved_groups=groups)
 
 
 def _not_heard(now: Situation) -> tuple[str, ...]:
@@ -267,13 +300,22 @@ def _waiting_for_nodes(now: Situation, point: Version | None) -> str:
     return f"{goal} without node(s) {absent}; waiting {left_s:.0f} s for them"
 
 
-def _lost(now: Situation, world: int, homes: Mapping[int, Home], point: Version | None) -> str:
+def _lost(
+    now: Situation,
+    trainers: list[TrainerFacts],
+    homes: Mapping[int, Home],
+    point: Version | None,
+) -> str:
     """Name, for each version still held, every shard that cannot be had and why."""
     before = f"had committed {point}" if point else "left state behind, and no record of it"
     lines = [f"job {now.job!r} {before}, and no snapshot of it can be restored from memory"]
-    for version in _candidates(now, world) or ([point] if point else []):
-        origins = survey(now.slots, now.job, world, version, homes)
-        lines += [f"{version}: {text}" for text in _shortfalls(origins)]
+    world, found = len(trainers), _candidates(now, trainers)
+    if not found and point is not None:
+        found = [(point, saved_world(now.slots, now.known, now.job, point) or world)]
+    for version, saved in found:
+        origins = survey(now.slots, now.job, saved, version, homes if saved == world else {})
+        by = "" if saved == world else f", saved by {saved} ranks"
+        lines += [f"{version}{by}: {text}" for text in _shortfalls(origins)]
     if _not_heard(now):
         lines.append(f"not heard of: {', '.join(_not_heard(now))}")
     return "\n  ".join(lines)

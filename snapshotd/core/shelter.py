@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from snapshotd.core.protection import Slots, data_at, demanded
-from snapshotd.metadata import Decision, Group, Home, JobFacts, Member, Version
+from snapshotd.core.protection import Slots, data_at, demanded, kept
+from snapshotd.metadata import Group, Home, JobFacts, Member, Version
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +32,12 @@ class Absence:
 
 
 def keepers(job: JobFacts, slots: Slots, absence: Absence) -> tuple[Group, ...]:
-    """The groups that are to keep the restore point now: the decided ones as long as all live."""
-    decision, groups = job.decision, demanded(job)
-    if decision is None:
-        return ()
-    lost = sorted(nodes_of(g for g in decision.groups if g.parity) & set(absence.dead))
+    """The groups that are to keep the restore point now; as they were formed while all live."""
+    groups = kept(job)
+    lost = sorted(nodes_of(g for g in groups if g.parity) & set(absence.dead))
     if not lost or job.committed is None or job.restoring:
         return groups
-    stand_ins = _stand_ins(decision, job.committed, lost, slots, absence)
+    stand_ins = _stand_ins(job, job.committed, lost, slots, absence)
     found: list[Group] = []
     for group in groups:
         moved = replace(group, members=tuple(_moved(m, stand_ins) for m in group.members))
@@ -58,20 +56,20 @@ def _moved(member: Member, stand_ins: Mapping[str, str]) -> Member:
 
 
 def _stand_ins(
-    decision: Decision, version: Version, lost: list[str], slots: Slots, absence: Absence
+    job: JobFacts, version: Version, lost: list[str], slots: Slots, absence: Absence
 ) -> dict[str, str]:
     """Lost node -> the idle one that takes its place; one that has begun to do so stays.
 
     One without room for it is passed over.
     """
-    mine = nodes_of(decision.groups)
+    mine = nodes_of((*job.keeping, *demanded(job)))
     outside = [h for h in slots if h.node not in mine]
     busy = {h.node for h, f in slots.items() if f.trainer is not None} | mine
-    short = {h.node for h, f in slots.items() if decision.job in f.short}
+    short = {h.node for h, f in slots.items() if job.job in f.short}
     idle = sorted(set(absence.live) - busy - short)
     found: dict[str, str] = {}
     for node in lost:
-        holders = _holders(decision, version, node, slots, outside)
+        holders = _holders(job, version, node, slots, outside)
         began = [n for n in holders if n not in short and n not in found.values()]
         free = [n for n in idle if n not in found.values()]
         chosen = next(iter((*began, *free)), None)
@@ -81,15 +79,15 @@ def _stand_ins(
 
 
 def _holders(
-    decision: Decision, version: Version, lost: str, slots: Slots, outside: Iterable[Home]
+    job: JobFacts, version: Version, lost: str, slots: Slots, outside: Iterable[Home]
 ) -> list[str]:
     """Nodes of homes outside the job's groups that hold a shard of a lost node."""
-    members = [m for g in decision.groups for m in g.members if m.home.node == lost]
+    members = [m for g in job.keeping for m in g.members if m.home.node == lost]
     return sorted(
         home.node
         for home in outside
         if any(
-            m.home.slot == home.slot and data_at(slots, home, decision.job, m.shard, version)
+            m.home.slot == home.slot and data_at(slots, home, job.job, m.shard, version)
             for m in members
         )
     )

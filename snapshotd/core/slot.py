@@ -24,7 +24,7 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.pace import Pace
-from snapshotd.core.protection import Slots, demanded, lacking
+from snapshotd.core.protection import Slots, demanded, kept, lacking
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import Retention, superseded
@@ -125,7 +125,7 @@ class SlotMachine:
         """The trainer is gone; what it has sealed stays."""
         self._forget_trainer()
 
-    def ask_restore(self, *, allow_fresh: bool) -> None:
+    def ask_restore(self, *, allow_fresh: bool, reshard: bool = False) -> None:
         """The trainer waits for the job-wide answer; asking again while it waits changes nothing.
 
         Raises:
@@ -133,7 +133,7 @@ class SlotMachine:
         """
         trainer = self._attached()
         if trainer.waiting:
-            self.trainer = replace(trainer, allow_fresh=allow_fresh)
+            self.trainer = replace(trainer, allow_fresh=allow_fresh, reshard=reshard)
             return
         if trainer.decision is not None and trainer.staged:
             raise RequestError(
@@ -142,8 +142,8 @@ class SlotMachine:
                 "Call restore() once; start the trainers again to go back",
             )
         self.trainer = replace(
-            trainer, waiting=True, allow_fresh=allow_fresh, decision=None, staged=False,
-            failure="",
+            trainer, waiting=True, allow_fresh=allow_fresh, reshard=reshard, decision=None,
+            staged=False, failure="",
         )  # fmt: skip
 
     def claim(self, step: int, image_bytes: int, until_s: float) -> None:
@@ -193,7 +193,7 @@ class SlotMachine:
         is no reason to take protection from all.
         """
         facts = self.orders.job(job)
-        if facts is None or self.stands_in(job) or self.orders.keepers(facts) == demanded(facts):
+        if facts is None or self.stands_in(job) or self.orders.keepers(facts) == kept(facts):
             self.short[job] = max(image_bytes, self.short.get(job, 0))
 
     def stands_in(self, job: str) -> bool:
@@ -201,7 +201,8 @@ class SlotMachine:
         facts = self.orders.job(job)
         if facts is None or facts.decision is None:
             return False
-        return self.home not in {m.home for g in facts.decision.groups for m in g.members}
+        groups = (*facts.decision.groups, *facts.keeping)
+        return self.home not in {m.home for g in groups for m in g.members}
 
     def room(self, job: str) -> None:
         """There is room again for all generations and all parity."""
@@ -261,6 +262,8 @@ class SlotMachine:
         sealed = self._holdings.versions(job.job)
         if job.decision is None or trainer is None or not sealed:
             return []
+        if job.handed_on and sealed[-1] == job.committed:
+            return []  # these ranks have saved nothing yet
         missing: list[tuple[Home, str]] = []
         slots = self._slots()
         for group in demanded(job):
@@ -288,7 +291,8 @@ class SlotMachine:
         if decision.refusal:
             self.trainer = replace(adopted, waiting=False)
             return [Answer(decision)]
-        if decision.restore is None:
+        if decision.restore is None or decision.saved_world:
+            # What other ranks saved is read range by range, once everybody has the answer.
             self.trainer = replace(adopted, staged=True)
             return []
         self.trainer = adopted
@@ -319,7 +323,7 @@ class SlotMachine:
 
     def _spared(self, job: JobFacts) -> list[Version]:
         """Superseded versions that may stay: those for which no buffer is wanted yet."""
-        held = {h.version for h in self._holdings.of(job.job)}
+        held = {h.version for h in self._holdings.of(job.job) if not _of_others(job, h)}
         old = sorted(v for v in held if superseded(job, v))
         needed = len(held) - len(old) + self._wants_buffer(job)
         room = 0 if job.job in self.short else self._generations - needed
@@ -356,7 +360,7 @@ class SlotMachine:
         if (
             not reason
             and self._filling is None
-            and self._holdings.generations(trainer.job, trainer.shard) < self._buffers(trainer.job)
+            and self._generations_of(trainer, job) < self._buffers(trainer.job)
         ):
             assert job is not None, "out_of_epoch said so"
             self._claim = None
@@ -369,6 +373,11 @@ class SlotMachine:
             return []
         self.passed(claim.step)
         return [Deny(claim.step, reason)]
+
+    def _generations_of(self, trainer: TrainerFacts, job: JobFacts | None) -> int:
+        """How many there are of the trainer's state; what other ranks saved takes memory, too."""
+        more = job.committed if job and job.handed_on else None
+        return self._holdings.generations(trainer.job, trainer.shard, more)
 
     def _waits_for(self, job: JobFacts | None) -> str:
         missing = self.why_not_protected(job) if job else []
@@ -449,6 +458,14 @@ class SlotMachine:
         self._goal = None
         self._claim = None
         self._filling = None
+
+
+def _of_others(job: JobFacts, held: Holding) -> bool:
+    """Whether another number of ranks saved it, and the job has a newer restore point by now.
+
+    It is not worth a buffer: part of it would go, as nobody of these ranks is to keep it.
+    """
+    return held.world not in (0, job.world) and bool(superseded(job, held.version))
 
 
 def _grant(trainer: TrainerFacts, version: Version, claim: _Claim) -> Grant:

@@ -63,7 +63,8 @@ class TrainerDesk:
         self._check_owner(message)
         match body:
             case "restore":
-                self._machine.ask_restore(allow_fresh=message.restore.allow_fresh)
+                asked = message.restore
+                self._machine.ask_restore(allow_fresh=asked.allow_fresh, reshard=asked.reshard)
                 point("smp.restore.heard")
                 assert self._machine.trainer is not None, "it has just asked"
                 self._smp.foresight.begin(self._machine.trainer.job, self._machine.trainer.shard)
@@ -79,6 +80,9 @@ class TrainerDesk:
             case "pass":
                 self._passed(getattr(message, "pass").step)
                 return self._accepted()
+            case "manifests" | "fill":
+                self._open[body] = message.request
+                self._smp.start(self._lend(body, message))
             case "query":
                 return pb.ToTrainer(progress=self._progress())
             case "detach":
@@ -142,6 +146,8 @@ class TrainerDesk:
         until_s = time.monotonic() + max(0.0, claim.patience_s)
         self._machine.claim(claim.step, claim.image_bytes, until_s)
         point("smp.claim.heard")
+        if self._smp.lending is not None:
+            self._smp.lending.give_back()
         self._open["claim"] = message.request
 
     def _written(self, written: pb.Written) -> None:
@@ -188,6 +194,13 @@ class TrainerDesk:
         ]
         await self._reply("prepare", pb.ToTrainer(prepared=pb.Prepared(segments=segments)))
 
+    async def _lend(self, question: str, message: pb.ToDaemon) -> None:
+        """Bytes of the restored version, gathered."""
+        assert self._smp.lending is not None, "made before the socket is bound"
+        reply = await self._smp.lending.answer(message)
+        if self._open.get(question) == message.request:
+            await self._reply(question, reply)
+
     async def deliver(self, answer: Answer | Deny) -> None:
         """What the machine decided about an open question."""
         if isinstance(answer, Deny):
@@ -201,7 +214,7 @@ class TrainerDesk:
     def _restored(self, answer: Answer) -> pb.ToTrainer:
         decision, trainer = answer.decision, self._machine.trainer
         reply = pb.Restored(decision=decision_to(decision))
-        if decision.restore is not None and trainer is not None:
+        if decision.restore is not None and not decision.saved_world and trainer is not None:
             try:
                 segment, record = self._smp.record_of(decision, trainer.shard)
             except SnapshotdError as error:

@@ -35,6 +35,7 @@ def describe(segment: Segment) -> DataHolding | ParityHolding:
             version_from(record.version),
             record.image_bytes,
             record.content_digest,
+            record.world,
         )
     place = place_from(record.place)
     job, version = segment.header.job, version_from(segment.header.version)
@@ -46,6 +47,7 @@ def describe(segment: Segment) -> DataHolding | ParityHolding:
         record.image_bytes,
         tuple(r.content_digest for r in record.group),
         tuple(r.image_bytes for r in record.group),
+        record.group[0].world,
     )
 
 

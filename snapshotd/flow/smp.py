@@ -26,6 +26,7 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.news import News
+from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
@@ -33,6 +34,7 @@ from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.foresight import Foresight
+from snapshotd.flow.lending import Lending
 from snapshotd.flow.readiness import Readiness
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
@@ -91,6 +93,7 @@ class Smp:
         self._news = News()
         self._failure: BaseException | None = None
         self.desk: TrainerDesk | None = None
+        self.lending: Lending | None = None
         self.filling: Filling | None = None
         self.staged_s = 0.0  # what the last restore took, to have its shard here
         self.address = ""
@@ -132,9 +135,12 @@ class Smp:
         self.wake()
 
     def give_back_filling(self) -> None:
+        """All memory that is in the trainer's hands."""
         if self.filling is not None:
             self.vault.give_back(self.filling.segment)
             self.filling = None
+        if self.lending is not None:
+            self.lending.give_back()
 
     async def run(self) -> None:
         """Carry out instructions until a task fails in a way nobody foresaw."""
@@ -362,9 +368,7 @@ class Smp:
     async def _fetch(self, job: str, shard: int, version: Version) -> None:
         """Have a shard here, verified. Raises SnapshotdError."""
         orders, home = self.machine.orders, self.machine.home
-        here = {home: self.machine.facts(self.address, self.vault.counters())}
-        slots = {**{h: f for h, f in orders.peers.items() if self._conduct.trusts(h.node)}, **here}
-        match find_shard(slots, job, shard, version, home):
+        match find_shard(self.reachable(), job, shard, version, home):
             case Local(holding):
                 await self.foresight.verify(holding)
                 point("smp.stage.verified")
@@ -374,6 +378,12 @@ class Smp:
                 await self._transfers.decode(plan, orders.peers)
             case Missing(reason):
                 raise PeerError(f"shard {shard} cannot be had: {reason}")
+
+    def reachable(self) -> Slots:
+        """Facts of all slots that are trusted now, our own as they are at this moment."""
+        here = {self.machine.home: self.machine.facts(self.address, self.vault.counters())}
+        peers = self.machine.orders.peers.items()
+        return {**{h: f for h, f in peers if self._conduct.trusts(h.node)}, **here}
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

@@ -129,6 +129,15 @@ class Vault:
         with self._noting_shortage(job, max(shard_bytes)):
             return await self._begun(Kind.PARITY, image_bytes, record, begin)
 
+    async def lend(self, job: str, version: Version, image_bytes: int) -> Segment:
+        """Memory for a trainer to read from, in state WRITING. Raises NoRoom."""
+
+        def begin(segment: Segment) -> None:
+            segment.begin_data(self._cluster_id, job, 0, version)
+
+        record = seal_record_bytes(job, image_bytes)
+        return await self._begun(Kind.DATA, image_bytes, record, begin)
+
     async def make_ready(self, job: str, image_bytes: int, count: int) -> bool:
         """Make one buffer for shards, unless there are `count`; whether one was made.
 

@@ -23,6 +23,7 @@ from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.checks import check_seal
 from snapshotd.rpc.convert import home_to, place_from, place_to, version_to
 from snapshotd.rpc.framing import pack_request, parse_reply
+from snapshotd.rpc.ranges import RangesReader, Spans, ranges_request
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -77,6 +78,19 @@ class BlocksClient:
             self._stall_s,
             self._received,
         )
+
+    def read_ranges(
+        self,
+        peer: Peer,
+        job: str,
+        version: Version,
+        what: What,
+        spans: Spans,
+        content_digest: bytes = b"",
+    ) -> RangesReader:
+        """Open a stream of ranges of a sealed image, at most MAX_RANGES of them."""
+        request = ranges_request(self._cluster_id, job, version, what, spans, content_digest)
+        return RangesReader(self._channels, peer, request, self._stall_s, self._received)
 
     async def record(self, peer: Peer, job: str, version: Version, what: What) -> Record:
         """The record of a sealed segment, without its bytes."""

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
+import xxhash
 
 from snapshotd.coding.digest import check_range, chunk_digests
 from snapshotd.core.trust import Misdeed
@@ -30,6 +31,7 @@ from snapshotd.rpc.channels import OPTIONS, listen
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_from, version_from
 from snapshotd.rpc.framing import pack_reply, parse_request
+from snapshotd.rpc.ranges import gathered, requested_spans
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
@@ -142,6 +144,31 @@ class BlocksService:
                     await self._bounded(context.write(reply), "took")
         except SnapshotdError as error:
             await context.abort(*status_of(error))
+
+    async def ReadRanges(  # noqa: N802  # the name in the .proto
+        self,
+        request: pb.RangesRequest,
+        context: grpc.aio.ServicerContext[pb.RangesRequest, pb.RangesReply],
+    ) -> None:
+        try:
+            self._callers.check(context)
+            async with aclosing(self._read_ranges(request)) as replies:
+                async for reply in replies:
+                    await self._bounded(context.write(reply), "took")
+        except SnapshotdError as error:
+            await context.abort(*status_of(error))
+
+    async def _read_ranges(self, request: pb.RangesRequest) -> AsyncGenerator[pb.RangesReply]:
+        check_caller(request.cluster_id, self._cluster_id, request.protocol)
+        shard = request.WhichOneof("what") == "shard"
+        what: What = request.shard if shard else place_from(request.place)
+        with self._store.reading(request.job, version_from(request.version), what) as sealed:
+            record = sealed.record
+            spans = requested_spans(request, record)
+            with sealed.image(record.image_bytes) as image:
+                for chunk in gathered(image, record, spans):
+                    yield pb.RangesReply(chunk=chunk, digest=xxhash.xxh3_128_digest(chunk))
+                    self._store.sent(len(chunk))
 
     async def _bounded(self, wait: Awaitable[T], did: str) -> T:
         try:
@@ -280,6 +307,9 @@ def _handlers(service: BlocksService) -> grpc.GenericRpcHandler:
     methods: dict[str, Any] = {
         "Read": grpc.unary_stream_rpc_method_handler(
             service.Read, pb.ReadRequest.FromString, pack_reply
+        ),
+        "ReadRanges": grpc.unary_stream_rpc_method_handler(
+            service.ReadRanges, pb.RangesRequest.FromString, pb.RangesReply.SerializeToString
         ),
         "Store": grpc.stream_unary_rpc_method_handler(
             service.Store, parse_request, pb.StoreReply.SerializeToString

@@ -139,11 +139,12 @@ def check_seal(record: seg.SealRecord) -> None:
         len(record.grain_digests) != grains * DIGEST_BYTES
         or record.content_digest != content_digest(record.grain_digests)
         or record.manifest_bytes > record.image_bytes
+        or record.world > MAX_WORLD
     ):
         raise malformed(
             f"the record of shard {record.shard} of job {record.job[:40]!r} contradicts itself: "
-            f"{record.image_bytes} bytes, a manifest of {record.manifest_bytes}, "
-            f"{len(record.grain_digests)} bytes of digests"
+            f"{record.world} ranks, {record.image_bytes} bytes, a manifest of "
+            f"{record.manifest_bytes}, {len(record.grain_digests)} bytes of digests"
         )
 
 

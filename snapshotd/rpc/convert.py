@@ -151,6 +151,8 @@ def _decision_to(d: Decision) -> pb.Decision:
         tier=pb.Tier.Name(d.tier.value),
         committed=version_to(d.committed) if d.committed else None,
         refusal_kind=pb.RefusalKind.Name(d.refusal_kind.value) if d.refusal_kind else None,
+        saved_world=d.saved_world,
+        saved_groups=[group_to(g) for g in d.saved_groups],
     )
     if d.refusal:
         message.refusal = d.refusal
@@ -194,7 +196,22 @@ def _decision_from(m: pb.Decision) -> Decision:
         refusal_kind=_refusal_kind(m) if m.refusal else None,
         tier=Tier(m.tier),
         committed=version_from(m.committed) if m.HasField("committed") else None,
+        saved_world=m.saved_world,
+        saved_groups=_saved_groups(m),
     )
+
+
+def _saved_groups(m: pb.Decision) -> tuple[Group, ...]:
+    """Who keeps what other ranks saved; none where they are the same, or nobody knows them."""
+    groups = tuple(_group_from(g) for g in m.saved_groups)
+    shards = sorted(member.shard for group in groups for member in group.members)
+    others = m.HasField("restore") and 0 < m.saved_world <= MAX_WORLD and m.saved_world != m.world
+    if (m.saved_world and not others) or (shards and shards != list(range(m.saved_world))):
+        raise malformed(
+            f"a decision for {m.world} ranks says that {m.saved_world} saved what it restores, in "
+            f"groups of {len(shards)} shards"
+        )
+    return groups
 
 
 def _refusal_kind(m: pb.Decision) -> RefusalKind:
@@ -212,6 +229,7 @@ def data_to(d: DataHolding) -> pb.DataHolding:
         version=version_to(d.version),
         image_bytes=d.image_bytes,
         content_digest=d.content_digest,
+        world=d.world,
     )
 
 
@@ -219,7 +237,14 @@ def _data_from(m: pb.DataHolding) -> DataHolding:
     check_job(m.job)
     check_digest(m.content_digest)
     size = checked_size(m.image_bytes)
-    return DataHolding(m.job, m.shard, version_from(m.version), size, m.content_digest)
+    world = _world_of(m)
+    return DataHolding(m.job, m.shard, version_from(m.version), size, m.content_digest, world)
+
+
+def _world_of(m: pb.DataHolding | pb.ParityHolding) -> int:
+    if m.world > MAX_WORLD:
+        raise malformed(f"what {m.world} ranks saved, at most {MAX_WORLD} expected")
+    return m.world
 
 
 def parity_to(p: ParityHolding) -> pb.ParityHolding:
@@ -230,6 +255,7 @@ def parity_to(p: ParityHolding) -> pb.ParityHolding:
         image_bytes=p.image_bytes,
         content_digests=p.content_digests,
         shard_bytes=p.shard_bytes,
+        world=p.world,
     )
 
 
@@ -247,6 +273,7 @@ def _parity_from(m: pb.ParityHolding) -> ParityHolding:
         checked_size(m.image_bytes),
         tuple(m.content_digests),
         tuple(checked_size(count) for count in m.shard_bytes),
+        _world_of(m),
     )
 
 
@@ -267,6 +294,7 @@ def trainer_to(t: TrainerFacts) -> pb.TrainerFacts:
         skipped=t.skipped,
         present=t.present,
         launch=t.launch,
+        reshard=t.reshard,
     )
 
 
@@ -292,6 +320,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
         skipped=m.skipped,
         present=m.present,
         launch=m.launch,
+        reshard=m.reshard,
     )
 
 

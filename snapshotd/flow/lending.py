@@ -1,0 +1,204 @@
+"""What a trainer is lent to read of the restored version: manifests, and an image to its order.
+
+Both lie in segments in state WRITING: within the budget, and worth nothing after a crash. They go
+back at the first claim, when the trainer leaves or dies, and when it asks again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Coroutine, Sequence
+from itertools import accumulate
+from typing import Any
+
+from snapshotd.core.ranges import Range, check_ranges, gaps
+from snapshotd.core.slot import SlotMachine
+from snapshotd.errors import CallerError, RequestError, SnapshotdError
+from snapshotd.flow.ranges import Gatherer
+from snapshotd.flow.threads import to_the_end
+from snapshotd.flow.vault import Vault
+from snapshotd.memory.segment import Segment
+from snapshotd.metadata import Decision, Version
+from snapshotd.rpc.checks import checked_size, malformed
+from snapshotd.rpc.trainers import refused
+from snapshotd.wire.protocol import HEADER_BYTES, TRANSFER_BYTES, ErrorCode
+from snapshotd.wire.v1 import trainer_pb2 as pb
+
+#: Records of shards that are asked for at a time.
+RECORDS_AT_ONCE = 8
+
+_ZEROS = bytes(TRANSFER_BYTES)
+
+
+class Lending:
+    """Serves `Manifests` and `Fill` of one slot's trainer."""
+
+    def __init__(self, machine: SlotMachine, vault: Vault, gatherer: Gatherer) -> None:
+        self._machine = machine
+        self._vault = vault
+        self._gatherer = gatherer
+        self._lent: dict[str, Segment] = {}
+        self._working: dict[str, asyncio.Task[pb.ToTrainer]] = {}
+
+    async def answer(self, message: pb.ToDaemon) -> pb.ToTrainer:
+        """The answer to a request of either kind; an earlier one of its kind is given up."""
+        kind = message.WhichOneof("body") or ""
+        work = self._fill(message.fill) if kind == "fill" else self._manifests(message.manifests)
+        return await self._instead(kind, work)
+
+    async def _instead(self, kind: str, work: Coroutine[Any, Any, pb.ToTrainer]) -> pb.ToTrainer:
+        before = self._working.pop(kind, None)
+        task = self._working[kind] = asyncio.get_running_loop().create_task(work)
+        if before is not None:
+            before.cancel()
+        self._take_back(kind)
+        try:
+            return await task
+        except SnapshotdError as error:
+            return pb.ToTrainer(refused=refused(error))
+        finally:
+            task.cancel()
+            if self._working.get(kind) is task:
+                del self._working[kind]
+
+    def give_back(self) -> None:
+        """Nothing is lent any more, and nothing is being gathered."""
+        for task in self._working.values():
+            task.cancel()
+        for kind in list(self._lent):
+            self._take_back(kind)
+
+    def _take_back(self, kind: str) -> None:
+        segment = self._lent.pop(kind, None)
+        if segment is not None:
+            self._vault.give_back(segment)
+
+    async def _fill(self, request: pb.Fill) -> pb.ToTrainer:
+        began_s = time.monotonic()
+        decision, version = self._restored()
+        ranges = await asyncio.to_thread(_ranges_from, request)
+        shards = _checked_shards(decision, {r.shard for r in ranges})
+        sizes = await self._gatherer.sizes(decision.job, version, shards)
+        try:
+            await asyncio.to_thread(check_ranges, ranges, request.image_bytes, sizes)
+        except CallerError as error:
+            raise RequestError(ErrorCode.MALFORMED, error.what, error.remedy) from error
+        segment = await self._vault.lend(decision.job, version, request.image_bytes)
+        try:
+            with segment.image(request.image_bytes) as image:
+                await to_the_end(_clear, image, ranges)
+                tally = await self._gatherer.gather(decision.job, version, ranges, image)
+        except BaseException:
+            self._vault.give_back(segment)
+            raise
+        self._lent["fill"] = segment
+        filled = pb.Filled(
+            path=str(segment.path),
+            image_offset=HEADER_BYTES,
+            bytes_local=tally.local,
+            bytes_copied=tally.copied,
+            bytes_decoded=tally.decoded,
+            bytes_received=tally.received,
+            seconds=time.monotonic() - began_s,
+        )
+        return pb.ToTrainer(filled=filled)
+
+    async def _manifests(self, request: pb.Manifests) -> pb.ToTrainer:
+        decision, version = self._restored()
+        asked = request.shards or range(decision.saved_world or decision.world)
+        shards = sorted(_checked_shards(decision, set(asked)))
+        some = asyncio.Semaphore(RECORDS_AT_ONCE)
+
+        async def record(shard: int) -> tuple[int, int]:
+            async with some:
+                found = await self._gatherer.record(decision.job, version, shard)
+            return found.manifest_bytes, found.image_bytes
+
+        tasks = [asyncio.create_task(record(shard)) for shard in shards]
+        try:
+            told = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+        offsets = list(accumulate((length for length, _ in told), initial=0))
+        ranges = [
+            Range(shard, 0, length, to)
+            for shard, (length, _), to in zip(shards, told, offsets, strict=False)
+            if length
+        ]
+        segment = await self._vault.lend(decision.job, version, offsets[-1])
+        try:
+            with segment.image(offsets[-1]) as image:
+                await self._gatherer.gather(decision.job, version, ranges, image)
+        except BaseException:
+            self._vault.give_back(segment)
+            raise
+        self._lent["manifests"] = segment
+        pieces = [
+            pb.ManifestsGathered.Piece(
+                shard=shard, offset=HEADER_BYTES + to, bytes=length, image_bytes=image_bytes
+            )
+            for shard, (length, image_bytes), to in zip(shards, told, offsets, strict=False)
+        ]
+        gathered = pb.ManifestsGathered(path=str(segment.path), pieces=pieces)
+        return pb.ToTrainer(manifests_gathered=gathered)
+
+    def _restored(self) -> tuple[Decision, Version]:
+        """What the trainer was sent back to. Raises RequestError: it was not, or that is over."""
+        trainer = self._machine.trainer
+        if trainer is None or trainer.waiting or trainer.decision is None:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                "bytes of a snapshot were asked for before restore() had answered",
+                "Ask to restore first",
+            )
+        job = self._machine.orders.job(trainer.job)
+        decision = job.decision if job is not None else None
+        if job is None or decision is None or decision.id != trainer.decision:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"this trainer was restored in epoch {trainer.decision.epoch}, which is over",
+                "It is left over from an earlier run: end it",
+            )
+        if decision.restore is None:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER, "the job started fresh: there is nothing to read of it"
+            )
+        if job.committed != decision.restore:
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER,
+                f"{decision.restore} is superseded by {job.committed}",
+                "Read all that is needed before the first step",
+            )
+        return decision, decision.restore
+
+
+def _checked_shards(decision: Decision, shards: set[int]) -> set[int]:
+    world = decision.saved_world or decision.world
+    wrong = [shard for shard in sorted(shards) if shard >= world]
+    if wrong:
+        raise RequestError(
+            ErrorCode.MALFORMED,
+            f"shards {wrong[:16]} were asked for of a snapshot that {world} ranks saved",
+            f"Ask for shards 0 to {world - 1}",
+        )
+    return shards
+
+
+def _ranges_from(request: pb.Fill) -> Sequence[Range]:
+    """The columns of a Fill as rows. Raises RequestError: they have unlike lengths."""
+    columns = (request.shards, request.offsets, request.lengths, request.to)
+    counts = [len(column) for column in columns]
+    if len(set(counts)) != 1:
+        raise malformed(f"the columns of a Fill have unlike lengths: {counts}")
+    checked_size(request.image_bytes)
+    return [Range(*row) for row in zip(*columns, strict=True)]
+
+
+def _clear(image: memoryview, ranges: Sequence[Range]) -> None:
+    """Zero where no range goes: the memory has been another's."""
+    for offset, length in gaps(ranges, len(image)):
+        for at in range(offset, offset + length, TRANSFER_BYTES):
+            count = min(TRANSFER_BYTES, offset + length - at)
+            image[at : at + count] = _ZEROS[:count]
