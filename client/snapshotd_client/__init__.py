@@ -26,6 +26,7 @@ __all__ = [
     "NoDaemon",
     "ProtectionTimeout",
     "Refused",
+    "ReplicasDiverged",
     "Restored",
     "SnapshotLost",
     "SnapshotdClientError",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch.distributed.tensor import DTensor, Partial
@@ -13,11 +14,31 @@ from torch.distributed.tensor._utils import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from snapshotd.wire.v1 import segment_pb2
+from snapshotd_client.accord import Shared
 from snapshotd_client.extents import Extent, Place
 from snapshotd_client.leaves import Leaf, describe, local_piece
 from snapshotd_client.names import Names
 from snapshotd_client.replicas import Held, Replicas
 from snapshotd_client.shares import share
+
+
+class Division(NamedTuple):
+    """What is stored of some extents.
+
+    Attributes:
+        stored: of each extent the part that this rank stores.
+        described: the same as the manifest says it.
+        shared: those of which others store the rest; None for the others.
+    """
+
+    stored: list[Extent]
+    described: list[segment_pb2.StorageExtent]
+    shared: list[Shared | None]
+
+
+def held(shared: Iterable[Shared | None]) -> list[Shared]:
+    """Those that there are."""
+    return [piece for piece in shared if piece is not None]
 
 
 class About:
@@ -53,10 +74,8 @@ class About:
             entry.copies = 1 + self.sets.setdefault(held.ranks, len(self.sets))
         return entry
 
-    def divide(
-        self, leaves: list[Leaf], places: list[Place], extents: list[Extent]
-    ) -> tuple[list[Extent], list[segment_pb2.StorageExtent]]:
-        """What of each extent this rank stores, and how the manifest says so.
+    def divide(self, leaves: list[Leaf], places: list[Place], extents: list[Extent]) -> Division:
+        """What of each extent this rank stores.
 
         An extent is divided where all its tensors are the same on the same ranks.
         """
@@ -67,14 +86,18 @@ class About:
                     place.extent, (self._names.of(leaf.owner, leaf.name), set())
                 )
                 known[1].add(self._held(leaf))
-        stored, described = [], []
+        stored: list[Extent] = []
+        described: list[segment_pb2.StorageExtent] = []
+        shared: list[Shared | None] = []
         for index, extent in enumerate(extents):
-            name, held = holders.get(index, ("", {None}))
-            one = next(iter(held)) if len(held) == 1 else None
+            name, found = holders.get(index, ("", {None}))
+            one = next(iter(found)) if len(found) == 1 else None
             if one is None or not one.same:
                 stored.append(extent)
                 described.append(segment_pb2.StorageExtent(bytes=extent.nbytes))
+                shared.append(None)
                 continue
+            shared.append(Shared(one.ranks, name, extent))
             start, end = share(extent.nbytes, one.ranks.index(self._rank), len(one.ranks), name)
             stored.append(Extent(extent.storage, extent.start + start, end - start))
             described.append(
@@ -82,7 +105,12 @@ class About:
                     bytes=end - start, part=segment_pb2.Part(start=start, whole=extent.nbytes)
                 )
             )
-        return stored, described
+        return Division(stored, described, shared)
+
+    @property
+    def undivided(self) -> bool:
+        """Whether all is stored whole, though others hold it, too."""
+        return self._replicas is not None and self._replicas.undivided
 
     def replica_sets(self) -> list[segment_pb2.ReplicaSet]:
         return [segment_pb2.ReplicaSet(ranks=ranks) for ranks in self.sets]

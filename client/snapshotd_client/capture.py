@@ -14,7 +14,8 @@ import torch
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import cuda, rng, tree
-from snapshotd_client.about import About
+from snapshotd_client.about import About, held
+from snapshotd_client.accord import Accord, Shared
 from snapshotd_client.copying import Load, Piece, Target
 from snapshotd_client.extents import Extent, Place, gather
 from snapshotd_client.layout import Layout, lay_out, skeleton_room
@@ -46,6 +47,7 @@ class Capture:
         moving: what must be copied before anything else runs.
         texts: (image offset, bytes): manifest and skeleton.
         watched: tensors whose versions tell whether `resting` was written to.
+        shared: pieces of which other ranks store the rest.
     """
 
     manifest: segment_pb2.Manifest
@@ -55,6 +57,7 @@ class Capture:
     moving: Sequence[Piece]
     texts: tuple[tuple[int, bytes], ...]
     watched: Sequence[torch.Tensor]
+    shared: Sequence[Shared]
     #: Keeps tensors alive whose storages the pieces point into.
     _leaves: Sequence[Leaf]
 
@@ -102,6 +105,7 @@ class _Kept:
 
     structure: Structure
     about: About
+    shared: Sequence[Shared]
     leaves: Sequence[Leaf]
     extents: int  # how many of them these leaves have
     storages: frozenset[int]
@@ -124,6 +128,7 @@ class Planner:
         world: number of logical ranks.
         states: as given to Snapshotter.
         replicas: likewise.
+        accord: with the ranks that hold the same; without one they are taken to agree.
 
     Raises:
         UnsupportedState: a state has no name, or is of no kind that can be captured.
@@ -136,9 +141,11 @@ class Planner:
         world: int,
         states: Mapping[str, object],
         replicas: ReplicasOption = None,
+        accord: Accord | None = None,
     ) -> None:
         check_states(states)
         self._replicas = replicas
+        self._accord = accord
         self._opening = segment_pb2.Manifest(
             format=MANIFEST_FORMAT, job=job, shard=shard, world=world
         )
@@ -175,9 +182,12 @@ class Planner:
         leaves = [*constant.leaves, *changing.leaves]
         extents, places = gather([local_piece(leaf.tensor) for leaf in leaves])
         about = self._about()
-        stored, described = about.divide(leaves, places, extents)
+        division = about.divide(leaves, places, extents)
+        if self._accord is not None and not self._accord.divides(step, held(division.shared)):
+            about = self._about(undivided=True)
+            division = about.divide(leaves, places, extents)
         manifest = segment_pb2.Manifest(
-            extents=described,
+            extents=division.described,
             tensors=[about.entry(*pair) for pair in zip(leaves, places, strict=True)],
             names={name: kind_of(name, state) for name, state in self._states.items()},
             optimizers=optimizer_shapes(self._states),
@@ -192,10 +202,11 @@ class Planner:
         count = len(constant.leaves)
         own, others = _storages(constant.leaves), _storages(changing.leaves)
         kept_extents = 1 + max((p.extent for p in places[:count]), default=-1) if own else 0
-        pieces = [Piece(*pair) for pair in zip(layout.offsets, stored, strict=True)]
+        pieces = [Piece(*pair) for pair in zip(layout.offsets, division.stored, strict=True)]
         kept = _Kept(
             structure=structure,
             about=about,
+            shared=held(division.shared[:kept_extents]),
             leaves=constant.leaves,
             extents=kept_extents,
             storages=own,
@@ -217,10 +228,11 @@ class Planner:
         # Extents of what changes from step to step are found again each time; where they mix with
         # the others, or may be copied later, there is nothing to keep.
         entangled = own & others or any(i >= kept_extents for i in quiet)
+        entangled = entangled or (self._accord is not None and self._accord.undecided)
         # Reading the state may change it: FSDP2 shards its parameters for it.
         self._kept = kept if not entangled and structure.holds() else None
         moving = [p for i, p in enumerate(pieces) if i not in quiet]
-        return _capture(kept, step, rest, moving, leaves)
+        return _capture(kept, step, rest, moving, leaves, held(division.shared))
 
     def _plan_again(self, kept: _Kept, step: int, values: Mapping[str, object]) -> Capture | None:
         """The plan of the same objects with other bytes; None when more has changed than these."""
@@ -232,32 +244,34 @@ class Planner:
             return None
         extents, places = changing.gather()
         about = self._about_again(kept)
-        stored, described = about.divide(changing.leaves, places, extents)
+        division = about.divide(changing.leaves, places, extents)
         places = [
             Place(place.extent + kept.extents, place.offset) if leaf.tensor.numel() else place
             for leaf, place in zip(changing.leaves, places, strict=True)
         ]
         entries = _entry_bytes(
             [about.entry(*pair) for pair in zip(changing.leaves, places, strict=True)],
-            described,
+            division.described,
         )
         if entries != kept.changing:
             return None
         offsets = kept.layout.offsets[kept.extents :]
-        fresh = [Piece(*pair) for pair in zip(offsets, stored, strict=True)]
+        fresh = [Piece(*pair) for pair in zip(offsets, division.stored, strict=True)]
         leaves = [*kept.leaves, *changing.leaves]
-        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves)
+        shared = [*kept.shared, *held(division.shared)]
+        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves, shared)
 
-    def _about(self) -> About:
+    def _about(self, *, undivided: bool = False) -> About:
         rank, world = self._opening.shard, self._opening.world
-        return About(self._states, Replicas(self._states, self._replicas, rank, world), rank)
+        replicas = Replicas(self._states, self._replicas, rank, world, undivided=undivided)
+        return About(self._states, replicas, rank)
 
     def _about_again(self, kept: _Kept) -> About:
         """The same where no tensor that it knows can be gone: those of owners that stayed."""
         kinds = {name: kind_of(name, s) for name, s in self._states.items()}
         if all(n in kept.structure.owners for n, k in kinds.items() if k in {MODULE, OPTIMIZER}):
             return kept.about
-        about = self._about()
+        about = self._about(undivided=kept.about.undivided)
         about.sets.update(kept.about.sets)
         return about
 
@@ -303,7 +317,12 @@ def merge_groups(trees: dict[str, object]) -> None:
 
 
 def _capture(
-    kept: _Kept, step: int, rest: bytes, moving: Sequence[Piece], leaves: Sequence[Leaf]
+    kept: _Kept,
+    step: int,
+    rest: bytes,
+    moving: Sequence[Piece],
+    leaves: Sequence[Leaf],
+    shared: Sequence[Shared],
 ) -> Capture:
     layout = kept.layout
     # Messages are merged where they are joined: what is the same need not be serialized again.
@@ -323,6 +342,7 @@ def _capture(
             (layout.skeleton_offset + known, rest.ljust(layout.skeleton_bytes - known, b"\0")),
         ),
         watched=kept.watched,
+        shared=shared,
         _leaves=leaves,
     )
 

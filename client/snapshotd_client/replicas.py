@@ -47,6 +47,7 @@ class Replicas:
         told: as in Snapshotter.
         rank: this rank of the job.
         world: ranks of the job.
+        undivided: whether all is to be stored whole, though others hold it, too.
 
     Raises:
         WrongUse: `told` names a state that is not there, or ranks that cannot be.
@@ -58,7 +59,10 @@ class Replicas:
         told: ReplicasOption = None,
         rank: int = 0,
         world: int = 1,
+        *,
+        undivided: bool = False,
     ) -> None:
+        self.undivided = undivided
         self._kinds = {name: kind_of(name, state) for name, state in states.items()}
         self._told = _told(states, told, rank, world)
         # The ranks of torch's groups are those of the job only if both count alike.
@@ -81,6 +85,10 @@ class Replicas:
 
     def of(self, leaf: Leaf) -> Held | None:
         """Who holds the bytes of a leaf; None where that is this rank alone, or not known."""
+        held = self._of(leaf)
+        return held._replace(same=False) if held is not None and self.undivided else held
+
+    def _of(self, leaf: Leaf) -> Held | None:
         if leaf.hidden or self._kinds.get(leaf.owner) not in _KINDS:
             return None
         if leaf.owner in self._told and not isinstance(leaf.tensor, DTensor):
