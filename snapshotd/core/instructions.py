@@ -9,9 +9,17 @@ from snapshotd.metadata import DataHolding, Decision, Group, ParityHolding, Vers
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Bring this slot's shard of the decided version into this slot's memory and verify it."""
+    """Bring this slot's shard of the decided version into this slot's memory and verify it.
+
+    Where other ranks saved the version, nothing is brought: try that this slot's part of their
+    shards can be read. Which bytes are needed, the trainers say once they have the answer.
+    """
 
     decision: Decision
+
+    def to_try(self, shard: int) -> range:
+        """The shards of others that the slot of `shard` tries."""
+        return range(shard, self.decision.saved_world, self.decision.world)
 
 
 @dataclass(frozen=True, slots=True)

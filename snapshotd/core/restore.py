@@ -105,19 +105,13 @@ def decide(now: Situation) -> Decision | Wait | None:
     by_shard = sorted((facts for _, facts in waiting), key=lambda t: t.shard)
     if _next_epoch(now) > MAX_EPOCH:
         return Wait(f"some node speaks of epoch {MAX_EPOCH}, after which there is none")
-    if present and not _asked_anew(present, by_shard):
+    freshly = all(t.allow_fresh for t in by_shard)
+    if present and not (present.refusal and freshly):
         return present
     outcome = _decide_anew(now, by_shard, homes)
     if present and isinstance(outcome, Decision) and outcome.refusal == present.refusal:
         return present
     return outcome
-
-
-def _asked_anew(refusal: Decision, trainers: list[TrainerFacts]) -> bool:
-    """Whether all of them now ask for what takes the ground from their refusal."""
-    if refusal.refusal_kind is RefusalKind.OTHER_WORLD and all(t.reshard for t in trainers):
-        return True
-    return bool(refusal.refusal) and all(t.allow_fresh for t in trainers)
 
 
 def _decide_anew(

@@ -26,10 +26,11 @@ def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str
 
     A restore that is being decided may fall back to any version. Only where it is `pressed` for
     memory are those given up that are older than what it brings back, and than the restore point:
-    what it brings back may not be protected yet.
+    what it brings back may not be protected yet. What other ranks saved is never protected in the
+    groups of these: it takes the place of what is older as it did in the groups that keep it.
     """
     point = job.committed
-    if point is None or job.committed_in != job.lineage:
+    if point is None or (job.committed_in != job.lineage and not job.handed_on):
         return ""
     if _undecided(job):
         goal = job.restoring.restore if job.restoring and pressed else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from snapshotd.core.protection import Slots, data_at, demanded, kept
+from snapshotd.core.protection import Slots, data_at, kept
 from snapshotd.metadata import Group, Home, JobFacts, Member, Version
 
 
@@ -62,7 +62,7 @@ def _stand_ins(
 
     One without room for it is passed over.
     """
-    mine = nodes_of((*job.keeping, *demanded(job)))
+    mine = nodes_of(job.keeping)
     outside = [h for h in slots if h.node not in mine]
     busy = {h.node for h, f in slots.items() if f.trainer is not None} | mine
     short = {h.node for h, f in slots.items() if job.job in f.short}

@@ -291,8 +291,7 @@ class SlotMachine:
         if decision.refusal:
             self.trainer = replace(adopted, waiting=False)
             return [Answer(decision)]
-        if decision.restore is None or decision.saved_world:
-            # What other ranks saved is read range by range, once everybody has the answer.
+        if decision.restore is None:
             self.trainer = replace(adopted, staged=True)
             return []
         self.trainer = adopted
@@ -465,7 +464,7 @@ def _of_others(job: JobFacts, held: Holding) -> bool:
 
     It is not worth a buffer: part of it would go, as nobody of these ranks is to keep it.
     """
-    return held.world not in (0, job.world) and bool(superseded(job, held.version))
+    return held.world not in (0, job.saved_world) and bool(superseded(job, held.version))
 
 
 def _grant(trainer: TrainerFacts, version: Version, claim: _Claim) -> Grant:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from itertools import accumulate
 from typing import Any
 
@@ -61,6 +61,11 @@ class Lending:
             task.cancel()
             if self._working.get(kind) is task:
                 del self._working[kind]
+
+    async def attempt(self, decision: Decision, shards: Iterable[int]) -> None:
+        """Try that shards can be read. Raises SnapshotdError: they cannot."""
+        assert decision.restore is not None, "there is nothing to try of a fresh start"
+        await self._gatherer.attempt(decision.job, decision.restore, shards)
 
     def give_back(self) -> None:
         """Nothing is lent any more, and nothing is being gathered."""

@@ -31,7 +31,7 @@ from snapshotd.core.ranges import (
     wanted,
     without,
 )
-from snapshotd.core.recovery import BlockPlan, Copy, Decode, Local, find_shard
+from snapshotd.core.recovery import BlockPlan, Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
@@ -77,7 +77,12 @@ class Gatherer:
         self._slots = slots
 
     async def gather(
-        self, job: str, version: Version, ranges: Sequence[Range], image: memoryview
+        self,
+        job: str,
+        version: Version,
+        ranges: Sequence[Range],
+        image: memoryview,
+        attempts: int = ATTEMPTS,
     ) -> Tally:
         """Fill ranges of `image` with ranges of shards; the rest of it stays as it is.
 
@@ -99,8 +104,28 @@ class Gatherer:
             failed = await self._carry_out(work, found.parts, avoid)
             return "; ".join([*found.missing, *failed])
 
-        await self._persist(attempt)
+        await self._persist(attempt, attempts)
         return work.tally
+
+    async def attempt(self, job: str, version: Version, shards: Iterable[int]) -> None:
+        """Read a byte of each shard, of one that must be decoded a byte of each block.
+
+        Raises:
+            SnapshotdError: it cannot be had.
+        """
+        slots, ranges = self._slots(), []
+        for shard in shards:
+            match find_shard(slots, job, shard, version, self._home):
+                case Decode() as decode:
+                    starts = [block.extent.offset for block in decode.blocks]
+                case Missing(reason):
+                    raise PeerError(f"shard {shard} is missing: {reason}")
+                case Local(holding) | Copy(_, holding):
+                    starts = [0] if holding.image_bytes else []
+            ranges += [(shard, start) for start in starts]
+        tried = [Range(shard, start, 1, to) for to, (shard, start) in enumerate(ranges)]
+        # Twice: without whoever did not answer, it may do.
+        await self.gather(job, version, tried, memoryview(bytearray(len(tried))), attempts=2)
 
     async def sizes(self, job: str, version: Version, shards: Iterable[int]) -> dict[int, int]:
         """Image lengths of some shards.
@@ -152,18 +177,20 @@ class Gatherer:
         await self._persist(attempt)
         return found[0]
 
-    async def _persist(self, attempt: Callable[[set[Home]], Awaitable[str]]) -> None:
+    async def _persist(
+        self, attempt: Callable[[set[Home]], Awaitable[str]], attempts: int = ATTEMPTS
+    ) -> None:
         """Try until nothing is lacking, with pauses that grow; what is wrong now may heal."""
         avoid: set[Home] = set()
         why = ""
-        for count in range(ATTEMPTS):
+        for count in range(attempts):
             # At once the first time: others may have what one did not give.
             await asyncio.sleep(min(PAUSE_S, 0.25 * max(0, count - 1)))
             why = await attempt(avoid)
             if not why:
                 return
             log.warning("ranges are not here yet: %s", why)
-        raise PeerError(f"after {ATTEMPTS} attempts {why}")
+        raise PeerError(f"after {attempts} attempts {why}")
 
     async def _carry_out(
         self, work: Gathering, parts: Sequence[Part], avoid: set[Home]

@@ -176,8 +176,8 @@ class Smp:
 
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
-            case Stage(decision):
-                self.start(self._stage(decision))
+            case Stage():
+                self.start(self._stage(instruction))
             case Encode():
                 self.start(self._encode(instruction))
             case Rebuild():
@@ -340,9 +340,9 @@ class Smp:
         else:
             self._rebuilding.note(_subject(task), f"not rebuilt yet: {reason}", logging.WARNING)
 
-    async def _stage(self, decision: Decision) -> None:
+    async def _stage(self, task: Stage) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
-        trainer = self.machine.trainer
+        decision, trainer = task.decision, self.machine.trainer
         assert trainer is not None
         assert decision.restore is not None
         reason, begun_s = "", time.monotonic()
@@ -350,7 +350,10 @@ class Smp:
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
-                await self._fetch(decision.job, trainer.shard, decision.restore)
+                if decision.saved_world and self.lending is not None:
+                    await self.lending.attempt(decision, task.to_try(trainer.shard))
+                else:
+                    await self._fetch(decision.job, trainer.shard, decision.restore)
             except DamagedBytes as error:
                 # The facts have changed: where the shard comes from must be decided anew.
                 reason = str(error)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from snapshotd.core.margin import further_losses
 from snapshotd.core.recovery import Missing, survey
-from snapshotd.metadata import Decision, Group, JobFacts, Version
+from snapshotd.metadata import Group, JobFacts, Version
 
 from .promise import Shelter, facts_of
 from .trainer import JOB
@@ -42,11 +42,11 @@ class LeftAlone:
         job = self._job()
         if job is None or job.decision is None or job.committed is None:
             return
-        margin = self._margin(job.decision, job.committed)
-        self._check(job.decision, job.committed, margin)
+        margin = self._margin(job, job.committed)
+        self._check(job, job.committed, margin)
         cluster.seen["restore points sheltered"] += 1
         memories = cluster.memories()
-        cluster.oracle.sheltered(Shelter(job, job.committed, job.decision.groups, margin, memories))
+        cluster.oracle.sheltered(Shelter(job, job.committed, job.keeping, margin, memories))
         self._lose(margin)
         cluster.clock.run_until(cluster.clock.now_s + CALM_S + 2 * self._chance.random())
 
@@ -70,24 +70,24 @@ class LeftAlone:
         if job is None or job.decision is None or job.committed is None:
             return ""
         slots = facts_of(cluster.memories())
-        for group, wanted in zip(job.decision.groups, self._wanted(job.decision), strict=True):
+        for group, wanted in zip(job.keeping, self._wanted(job), strict=True):
             found = further_losses(slots, JOB, job.committed, group.shards)
             if found < wanted:
                 return f"shards {group.shards} survive {found} losses of {wanted}"
         return ""
 
-    def _wanted(self, decision: Decision) -> list[int]:
+    def _wanted(self, job: JobFacts) -> list[int]:
         """The losses that each group can survive, by what nodes there are."""
         live = {n.name for n in self._cluster.nodes.values() if n.up}
-        homes = {m.home.node for g in decision.groups for m in g.members}
+        homes = {m.home.node for g in job.keeping for m in g.members}
         lost, idle = homes - live, live - homes
-        return [_carried(g, lost if len(lost) > len(idle) else ()) for g in decision.groups]
+        return [_carried(g, lost if len(lost) > len(idle) else ()) for g in job.keeping]
 
-    def _margin(self, decision: Decision, version: Version) -> int:
+    def _margin(self, job: JobFacts, version: Version) -> int:
         slots = facts_of(self._cluster.memories())
-        return min(further_losses(slots, JOB, version, g.shards) for g in decision.groups)
+        return min(further_losses(slots, JOB, version, g.shards) for g in job.keeping)
 
-    def _check(self, decision: Decision, version: Version, margin: int) -> None:
+    def _check(self, job: JobFacts, version: Version, margin: int) -> None:
         """What is said to be bearable is: whichever nodes are lost, every shard can be had."""
         slots = facts_of(self._cluster.memories())
         nodes = sorted({home.node for home in slots})
@@ -95,7 +95,7 @@ class LeftAlone:
             nodes = self._chance.sample(nodes, MAX_TRIED)
         for gone in combinations(nodes, margin):
             left = {h: f for h, f in slots.items() if h.node not in gone}
-            origins = survey(left, JOB, decision.world, version, {})
+            origins = survey(left, JOB, job.saved_world, version, {})
             whole = not any(isinstance(o, Missing) for o in origins)
             must(whole, "the margin is never said too high", f"{version} without {gone}")
 

@@ -23,6 +23,8 @@ class Launcher:
         self._cluster = cluster
         self._chance = cluster.chance("launcher")
         self.nodes = cluster.setup.nodes  # that the job runs on now
+        # Mostly trainers can take up another world, or none can; rarely some.
+        self._able = cluster.chance("layouts").choice([0.0, 1.0, 1.0, 1.0, 1.0, 0.5])
         self.gang: Gang | None = None
         self.alone = False  # nobody starts the trainers again for now
         self.leave_one = False  # the next relaunch misses a rank of the old run
@@ -68,11 +70,15 @@ class Launcher:
         if allow_fresh:
             cluster.oracle.forgotten()
         self._launches += 1
-        self.gang = gang = Gang(len(homes), str(self._launches), allow_fresh=allow_fresh)
+        self.gang = gang = Gang(
+            len(homes), str(self._launches), allow_fresh=allow_fresh, able=self._able
+        )
         for shard, slot in enumerate(homes):
             trainer = Trainer(cluster, gang, shard, slot, f"{self._launches}.{shard}")
             gang.trainers.append(trainer)
             cluster.clock.after(about(self._chance, 0.05), trainer.connect)
+        if self._able == 1.0:
+            cluster.oracle.asked(tuple(t.incarnation for t in gang.trainers))
         self._progress = (-1, cluster.clock.now_s)
 
     def leave_alone(self) -> None:

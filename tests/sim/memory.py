@@ -64,8 +64,8 @@ def key_of(holding: Holding) -> Key:
     return (holding.job, holding.version, what)
 
 
-def data_holding(job: str, shard: int, version: Version, image: bytes) -> DataHolding:
-    return DataHolding(job, shard, version, len(image), digest(image))
+def data_holding(job: str, shard: int, version: Version, image: bytes, world: int) -> DataHolding:
+    return DataHolding(job, shard, version, len(image), digest(image), world)
 
 
 def _padded(image: bytes, extent: Extent, length: int) -> memoryview:
@@ -90,7 +90,9 @@ def encode(task: Encode, read: Reader) -> dict[ParityHolding, bytes]:
         blocks.append(_padded(block.image, extent, length))
     rows = CODEC.encode(n - m, m, blocks, task.rows)
     return {
-        ParityHolding(task.job, task.version, place, length, digests, sizes): bytes(row)
+        ParityHolding(
+            task.job, task.version, place, length, digests, sizes, task.members[0].world
+        ): bytes(row)
         for place, row in zip(places, rows, strict=True)
     }
 

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from snapshotd.core.recovery import Missing, candidates, survey
+from snapshotd.core.recovery import Missing, candidates, survey, world_of
 from snapshotd.core.restore import within_lineage
 from snapshotd.metadata import (
     DataHolding,
@@ -50,6 +50,7 @@ class Oracle:
         self._heard: dict[tuple[str, int, str], tuple[str, int]] = {}
         self._seen: set[_PointKey] = set()
         self._begun: set[int] = {0}
+        self._able: set[tuple[str, ...]] = set()  # starts whose trainers take up another world
         self.point: JobFacts | None = None  # newest restore point anybody knows
         self.promise: Promise | None = None
         self._promised_s = 0.0
@@ -81,7 +82,7 @@ class Oracle:
             return
         first = self._lineages.setdefault(decision.id.epoch, decision)
         must(first == decision, "one answer an epoch", f"{first.id} and {decision.id}")
-        for group in decision.groups:
+        for group in decision.groups if not decision.saved_world else ():
             for member in group.members if decision.restore else ():
                 key: Key = (JOB, decision.restore or Version(0, 0), member.shard)
                 staged = key in self._had[member.home]
@@ -200,12 +201,14 @@ class Oracle:
             newest = max((k[1].epoch for k in slot.memory), default=0)
             must(newest < decision.id.epoch, "an epoch is newer than all that is held", text)
         if decision.restore is not None:
-            known = all((s, decision.restore) in self._truth for s in range(decision.world))
+            world = decision.saved_world or decision.world
+            wrote = {s for s, v in self._truth if v == decision.restore}
+            known = wrote == set(range(world))
             must(known, "only what every rank wrote is restored", f"{text}: {decision.restore}")
         promise, now_s = self.promise, self._cluster.clock.now_s
         if decision.refusal_kind is RefusalKind.LOST and not self._cluster.away(node):
             self._check_lost(decision, text)
-        if promise is None or decision.world != promise.point.world:
+        if promise is None or self._of_another_world(decision, promise.point):
             return
         if now_s - self._promised_s < HEARD_S or not promise.owed(self._cluster.away(node)):
             return
@@ -214,12 +217,25 @@ class Oracle:
         enough = decision.restore is not None and decision.restore >= promise.version
         must(enough, law, f"{text}: {decision.restore}, owed {promise.version}")
 
+    def _of_another_world(self, decision: Decision, point: JobFacts) -> bool:
+        """Whether its trainers cannot be given what is owed: they are not those who saved it."""
+        if decision.world == point.saved_world:
+            return False
+        kinds = (RefusalKind.OTHER_WORLD, RefusalKind.CANNOT_PROTECT)
+        return decision.refusal_kind in kinds or decision.incarnations not in self._able
+
+    def asked(self, incarnations: tuple[str, ...]) -> None:
+        """All trainers of a start can take up another world."""
+        self._able.add(incarnations)
+
     def _check_lost(self, decision: Decision, text: str) -> None:
         """Who has heard of everybody and refuses has indeed nothing left."""
         point, slots = self.point, facts_of(self._cluster.memories())
         for version in candidates(slots, JOB):
-            if within_lineage(version, point):
-                origins = survey(slots, JOB, decision.world, version, {})
+            world = world_of(slots, JOB, version)
+            able = world == decision.world or decision.incarnations in self._able
+            if able and within_lineage(version, point):
+                origins = survey(slots, JOB, world, version, {})
                 lost = any(isinstance(o, Missing) for o in origins)
                 must(lost, "what is there is not refused", f"{text}: {version} can be had")
 
@@ -248,7 +264,9 @@ class Oracle:
 
     def _commit(self, job: JobFacts, version: Version, decision: Decision) -> None:
         self.commits += 1
-        own = version.epoch == job.lineage or version == decision.restore
+        own = version.epoch == job.lineage or (
+            version == decision.restore and not decision.saved_world
+        )
         must(own, "an older epoch never counts", f"{version} committed in {job.lineage}")
         self._promise(job, version, decision, bearable=self._rows(job.lineage))
 
@@ -256,7 +274,7 @@ class Oracle:
         self, job: JobFacts, version: Version, decision: Decision, *, bearable: int
     ) -> None:
         memories = self._cluster.memories()
-        promise = Promise(job, version, decision.groups, bearable)
+        promise = Promise(job, version, job.keeping, bearable)
         for home, keys in promise.lacking(memories).items():
             never = [k for k in keys if k not in self._had[home]]
             must(not never, "what counts was there", f"{version}: {home} never had {never}")

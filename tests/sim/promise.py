@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 
-from snapshotd.core.recovery import Missing, candidates, survey
+from snapshotd.core.recovery import Missing, candidates, survey, world_of
 from snapshotd.core.restore import within_lineage
 from snapshotd.core.stripes import places
 from snapshotd.metadata import (
@@ -103,21 +103,22 @@ class Promise:
 
     def older_is_whole(self, memories: Mapping[Home, Memory]) -> bool:
         """Whether a version before it could be restored too."""
-        slots, world = facts_of(memories), sum(g.size for g in self.groups)
+        slots = facts_of(memories)
         for version in candidates(slots, self.point.job):
             if version < self.version and within_lineage(version, self.point):
+                world = world_of(slots, self.point.job, version)
                 origins = survey(slots, self.point.job, world, version, {})
                 if not any(isinstance(o, Missing) for o in origins):
                     return True
         return False
 
     def _restorable(self, slots: Mapping[Home, SlotFacts]) -> bool:
-        job, world = self.point.job, sum(g.size for g in self.groups)
+        job = self.point.job
         for version in candidates(slots, job):
             if version != self.version and not within_lineage(version, self.point):
                 continue
-            origins = survey(slots, job, world, version, {})
-            if len(origins) == world and not any(isinstance(o, Missing) for o in origins):
+            origins = survey(slots, job, world_of(slots, job, version), version, {})
+            if origins and not any(isinstance(o, Missing) for o in origins):
                 return True
         return False
 

@@ -16,11 +16,10 @@ from snapshotd.core.instructions import (
     Stage,
 )
 from snapshotd.core.protection import parity_homes
-from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
+from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard, world_of
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
-    Decision,
     Home,
     Orders,
     ParityHolding,
@@ -130,7 +129,7 @@ class Slot:
     def _carry_out(self, instruction: Instruction) -> None:
         match instruction:
             case Stage():
-                self._work(lambda: self._stage(instruction.decision))
+                self._work(lambda: self._stage(instruction))
             case Encode():
                 self._work(lambda: self._encode(instruction))
             case Rebuild():
@@ -155,6 +154,9 @@ class Slot:
         machine = self.machine
         if machine is None or machine.short or not free.reason.startswith("superseded"):
             return
+        job = machine.orders.job(JOB)
+        if job is not None and free.holding.world != job.world:
+            return  # what other ranks saved goes whole, once these have a restore point
         fits = held <= self.cluster.setup.generations
         wanted = machine.filling is not None or machine._claim is not None
         text = f"{self.home} freed {free.holding.version}: {free.reason}"
@@ -227,9 +229,9 @@ class Slot:
             return None
         return trainer
 
-    def seal(self, image: bytes, job: str, shard: int, version: Version) -> None:
+    def seal(self, image: bytes, job: str, shard: int, version: Version, world: int) -> None:
         """The trainer has written a buffer; checksums take a while."""
-        holding = data_holding(job, shard, version, image)
+        holding = data_holding(job, shard, version, image, world)
 
         def done() -> None:
             assert self.machine is not None, "work dies with the SMP"
@@ -313,12 +315,17 @@ class Slot:
             raise LostBytes
         return slot.serve(key)
 
-    def _stage(self, decision: Decision) -> None:
+    def _stage(self, task: Stage) -> None:
         machine, trainer = self.machine, self.machine.trainer if self.machine else None
+        decision = task.decision
         if machine is None or trainer is None or decision.restore is None:
             return
         try:
-            self._fetch(decision.job, trainer.shard, decision.restore)
+            if decision.saved_world:
+                for shard in task.to_try(trainer.shard):
+                    self.gather(decision.job, shard, decision.restore)
+            else:
+                self._fetch(decision.job, trainer.shard, decision.restore)
         except LostBytes:
             machine.stage_failed(decision.id, "its bytes could not be had")
         else:
@@ -336,27 +343,34 @@ class Slot:
 
     def _fetch(self, job: str, shard: int, version: Version) -> None:
         """Have a shard here, verified."""
+        image, world = self.gather(job, shard, version)
+        if (job, version, shard) in self.memory:
+            return
+        if not self._fits(len(image)):
+            raise LostBytes
+        self._keep(data_holding(job, shard, version, image, world), image)
+
+    def gather(self, job: str, shard: int, version: Version) -> tuple[bytes, int]:
+        """A shard from wherever it is, verified, and how many ranks saved it."""
         machine = self.machine
-        assert machine is not None
+        if machine is None:
+            raise LostBytes
         here = machine.facts(str(self.home), NO_COUNTERS)
         slots = {**machine.orders.peers, self.home: here}
         origin = find_shard(slots, job, shard, version, self.home)
         match origin:
             case Local(holding):
-                self.serve(key_of(holding))
-                return
+                return self.serve(key_of(holding)).image, holding.world
             case Copy(home, holding):
                 block = self._read(home, key_of(holding))
                 if block.holding != holding:
                     raise LostBytes
-                image = block.image
+                return block.image, holding.world
             case Decode():
                 image = decode_verified(origin, self._read)
+                return image, world_of(slots, job, version)
             case Missing():
                 raise LostBytes
-        if not self._fits(len(image)):
-            raise LostBytes
-        self._keep(data_holding(job, shard, version, image), image)
 
     def _encode(self, task: Encode) -> None:
         machine = self.machine

@@ -11,7 +11,7 @@ from snapshotd.errors import RequestError
 from snapshotd.metadata import Decision, TrainerFacts, Version
 
 from .clock import about
-from .memory import LostBytes
+from .memory import LostBytes, digest
 from .violation import Violation, must
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 PATIENCE_S = 0.4
 STEP_S = 0.12
 WRITE_S = 0.02
+GATHERS = 8  # attempts, with pauses
 JOB = "job"
 
 
@@ -37,8 +38,9 @@ def hash_of(state: bytes) -> int:
 class Gang:
     """One launch of all ranks: nobody is more than one step ahead of the slowest."""
 
-    def __init__(self, world: int, launch: str, *, allow_fresh: bool) -> None:
+    def __init__(self, world: int, launch: str, *, allow_fresh: bool, able: float = 0.0) -> None:
         self.world, self.launch, self.allow_fresh = world, launch, allow_fresh
+        self.able = able  # the part of the ranks that can take up another world
         self.trainers: list[Trainer] = []
         self.done = [-1] * world
 
@@ -93,7 +95,8 @@ class Trainer:
         self.cluster.oracle.attached(self.slot, facts)
         self._connected = True
         if self.decision is None:
-            machine.ask_restore(allow_fresh=self.gang.allow_fresh)
+            able = self.shard < self.gang.able * self.gang.world
+            machine.ask_restore(allow_fresh=self.gang.allow_fresh, reshard=able)
         self.slot.happened()
 
     def _retry(self) -> None:
@@ -138,7 +141,32 @@ class Trainer:
         self.step = decision.restore.step + 1 if decision.restore else 0
         self.passed_step = self.step
         self.gang.done[self.shard] = self.step - 1
+        if decision.saved_world:
+            self._gather(decision, GATHERS)
+            return
         self.state = self._restored_image(decision)
+        self._train_later()
+
+    def _gather(self, decision: Decision, attempts: int) -> None:
+        """What other ranks saved, all of it; it ends where that cannot be had."""
+        assert decision.restore is not None, "there is nothing to gather of a fresh start"
+        if self.dead:
+            return
+        images = []
+        try:
+            for shard in range(decision.saved_world):
+                image, _ = self.slot.gather(JOB, shard, decision.restore)
+                self.cluster.oracle.restored(shard, decision.restore, image)
+                images.append(image)
+        except LostBytes:
+            if attempts:
+                self.cluster.clock.after(0.3, lambda: self._gather(decision, attempts - 1))
+                return
+            self.cluster.seen["other world not gathered"] += 1
+            self.die()
+            return
+        self.cluster.seen["other world gathered"] += 1
+        self.state = digest(b"".join(images)) + bytes(self.shard)
         self._train_later()
 
     def _restored_image(self, decision: Decision) -> bytes:
@@ -219,7 +247,7 @@ class Trainer:
                 machine.passed(version.step)
             else:
                 self.cluster.oracle.wrote(self.shard, version, self.state)
-                self.slot.seal(self.state, JOB, self.shard, version)
+                self.slot.seal(self.state, JOB, self.shard, version, self.gang.world)
             self.slot.happened()
         self._next_step()
 
