@@ -9,6 +9,7 @@ from snapshotd_client.errors import (
     NoDaemon,
     ProtectionTimeout,
     Refused,
+    ReplicasDiverged,
     SnapshotdClientError,
     SnapshotLost,
     StateChanged,

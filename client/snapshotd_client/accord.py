@@ -56,6 +56,7 @@ class Accord:
         self._who = who
         self._topic = str(next(_counts))
         self._known: dict[tuple[int, ...], bytes] = {}
+        self._asked: Counter[int] = Counter()  # how often, of each step
         self._agreed = True
         self._tries = _TRIES
         self._every = check_every
@@ -79,8 +80,10 @@ class Accord:
             return self._agreed
         if words != self._known:
             self._known, self._tries = words, _TRIES
+        self._asked[step] += 1
+        topic = f"{self._topic}/divide/{step}/{self._asked[step]}"
         alike = {
-            ranks: Meeting(f"{self._topic}/divide/{step}", ranks).all_alike(word, MEET_S)
+            ranks: Meeting(topic, ranks).all_alike(word, MEET_S)
             for ranks, word in words.items()
         }
         self._agreed = all(alike.values())
