@@ -83,8 +83,7 @@ class Accord:
         self._asked[step] += 1
         topic = f"{self._topic}/divide/{step}/{self._asked[step]}"
         alike = {
-            ranks: Meeting(topic, ranks).all_alike(word, MEET_S)
-            for ranks, word in words.items()
+            ranks: Meeting(topic, ranks).all_alike(word, MEET_S) for ranks, word in words.items()
         }
         self._agreed = all(alike.values())
         if self._agreed:

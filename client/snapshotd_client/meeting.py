@@ -61,7 +61,7 @@ class Meeting:
             return True
         try:
             self._store.wait([f"{place}/all"], timedelta(seconds=timeout_s))
-        except dist.DistStoreError:
+        except RuntimeError:  # not every kind of store has an error of its own for it
             return False
         return True
 

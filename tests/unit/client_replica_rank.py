@@ -11,6 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
 from snapshotd_client import ReplicasDiverged
+from snapshotd_client import accord as accord_module
 from snapshotd_client.accord import Accord
 from snapshotd_client.apply import apply
 from snapshotd_client.assembling import assemble, is_divided
@@ -53,6 +54,7 @@ def shared_tensors(states):
 
 def main(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=WORLD)
+    accord_module.MEET_S = 3.0
     who = Identity("job", "job", 0, rank, WORLD, rank, None)
     for kind, holders in (("ddp", 4), ("hsdp", 2)):
         first = build(1, kind)
@@ -65,7 +67,9 @@ def main(rank: int, store: str) -> None:
         accord.check(3, 3, plan.shared)
         assert plan.image_bytes <= predicted
         stored = [e.bytes for e in plan.manifest.extents if e.HasField("part")]
-        whole = sum(t.nbytes for t in shared_tensors(first))
+        # FSDP's counts of steps are plain tensors: nothing keeps them alike.
+        shared = [t for t in shared_tensors(first) if kind == "ddp" or t.dim()]
+        whole = sum(t.nbytes for t in shared)
         assert sum(e.part.whole for e in plan.manifest.extents) == whole
         assert abs(sum(stored) * holders / whole - 1) < 0.01, (stored, whole)
         image = bytearray(plan.image_bytes)
@@ -103,12 +107,11 @@ def main(rank: int, store: str) -> None:
         if kind == "ddp":
             assert "ranks [2] differ from the rest of [0, 1, 2, 3]" in told, told
 
-        # Ranks that do not find the same pieces each store all of theirs.
+        # A rank that finds other pieces than it agreed on stores all of its own.
         if rank == 1:
             first["opt"].state.popitem()
         alone = Planner("job", rank, WORLD, first, accord=accord).plan(6, {})
-        divided = is_divided(alone.manifest)
-        assert divided == (kind == "hsdp" and rank in (0, 2)), (kind, rank)
+        assert is_divided(alone.manifest) == (rank != 1), (kind, rank)
     dist.destroy_process_group()
 
 
