@@ -66,6 +66,7 @@ class Load:
             else:
                 self.large.append(_Source(offset, source))
         self.batches = [*_batched(small)]
+        self.large.sort(key=lambda piece: piece.offset)
 
 
 def _words(source: torch.Tensor) -> torch.Tensor:
@@ -95,8 +96,8 @@ class _Views(NamedTuple):
     batches: list[tuple[list[torch.Tensor], list[torch.Tensor]]]
 
 
-def _nobody_minds() -> None:
-    pass
+def _nobody_minds(stands: int) -> None:
+    del stands
 
 
 def _piece_copied() -> None:
@@ -120,12 +121,13 @@ class Target:
         ctypes.memmove(self._address + offset, text, len(text))
         _piece_copied()
 
-    def put(self, load: Load, check: Callable[[], None] = _nobody_minds) -> None:
+    def put(self, load: Load, check: Callable[[int], None] = _nobody_minds) -> None:
         """Copy a load, that of the CPU's memory.
 
         Args:
             load: the same as before costs least.
-            check: called between pieces; what it raises ends the copy.
+            check: called between pieces, with the length of the image's start of which the load
+                has nothing more to copy; what it raises ends the copy.
         """
         self.expect(load)
         views = self._ready[load]
@@ -133,11 +135,12 @@ class Target:
             if views.gaps:
                 torch._foreach_zero_(views.gaps)
             for batch, sources in views.batches:
-                check()
+                check(0)
                 torch._foreach_copy_(batch, sources)
                 _piece_copied()
             for offset, source in load.large:
                 self._put_large(offset, source, check)
+        check(load.end)
 
     def expect(self, load: Load) -> None:
         """Make the views that copying `load` needs, if they are not there.
@@ -159,10 +162,10 @@ class Target:
             ],
         )
 
-    def _put_large(self, offset: int, source: torch.Tensor, check: Callable[[], None]) -> None:
+    def _put_large(self, offset: int, source: torch.Tensor, check: Callable[[int], None]) -> None:
         start, end = source.data_ptr(), source.numel()
         for at in range(0, end, _SLICE_BYTES):
-            check()
+            check(offset + at)
             length = min(_SLICE_BYTES, end - at)
             ctypes.memmove(self._address + offset + at, start + at, length)
             _piece_copied()

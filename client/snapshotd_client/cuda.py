@@ -6,7 +6,7 @@ Nothing here waits for a device from the training thread, and nothing synchronis
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Final
 
 import torch
@@ -84,6 +84,11 @@ class Stream:
                         place = target.image[offset : offset + source.numel()]
                         place.copy_(source, non_blocking=True)
                 self._after[device] = side.record_event()
+
+    @property
+    def devices(self) -> Collection[torch.device]:
+        """Those that copy."""
+        return self._before.keys()
 
     def hold_back(self) -> None:
         """What this thread asks of the devices from now on comes after the copies."""

@@ -31,6 +31,8 @@ from snapshotd_client.wires import DaemonGone
 #: answers to arrive.
 _PATIENCE: Final = 0.7
 _LEAST_S: Final = 0.05
+#: So much more of the image is worth a word to the daemon, which seals what stands meanwhile.
+_TELL_BYTES: Final = 32 << 20
 
 
 class Abandoned(Exception):  # an event within this package, not an error of the user's
@@ -99,6 +101,7 @@ class Flight:
         self._verdicts: SimpleQueue[Verdict] = SimpleQueue()
         self._judged = False
         self._abandoned = False
+        self._told = 0  # of the image, to the daemon
 
     def judge(self) -> None:
         """Say whether the copied state has moved: by the thread that trains, once it is copied."""
@@ -186,12 +189,20 @@ class Flight:
         self._cargo.stream.start(target, [self._cargo.moving, captured.resting])
         for text in captured.texts:
             target.put_text(*text)
-        target.put(self._cargo.moving, self._check)
-        target.put(captured.resting, self._check)
+        target.put(self._cargo.moving, lambda _: self._check())
+        target.put(captured.resting, lambda stands: self._go_on(granted, stands))
 
     def _check(self) -> None:
         if self._abandoned:
             raise Abandoned
+
+    def _go_on(self, granted: pb.Granted, stands: int) -> None:
+        """Between two pieces of the last load: say what the daemon may read already."""
+        self._check()
+        if stands - self._told >= _TELL_BYTES and not self._cargo.stream.devices:
+            self._told = stands
+            copied = pb.Copied(step=self.step, buffer=granted.buffer, image_bytes=stands)
+            self._channel.post(pb.ToDaemon(copied=copied))
 
     def _say_written(self, granted: pb.Granted, timeout_s: float) -> None:
         captured = self._cargo.captured

@@ -45,7 +45,8 @@ def status_tables(status: NodeStatus) -> Iterator[RenderableType]:
 def plan_tables(plan: PlanReply) -> Iterator[RenderableType]:
     """The verdict, then where each shard would come from."""
     if plan.restorable:
-        yield f"{escape(plan.job)} would resume from {_version(plan.version)}"
+        saved = f"{_version(plan.version)}, saved by {plan.world} ranks"
+        yield f"{escape(plan.job)} would resume from {saved}"
     else:
         yield f"{escape(plan.job)} cannot be restored: {escape(plan.reason)}"
     if not plan.shards:

@@ -57,12 +57,15 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
     """Draw the conclusions that the slots' facts allow: released or abandoned, committed."""
     pending = known.pending
     if pending is not None and not pending.refusal and released(pending, slots):
+        # In the groups that keep it on, what is handed on is as protected as it was.
+        kept = pending.saved_world and pending.restore == known.committed
         known = JobFacts(
             job=known.job,
             world=pending.world,
             epoch=known.epoch,
             lineage=pending.id.epoch,
             committed=pending.restore,
+            committed_in=known.committed_in if kept else 0,
             decision=pending,
         )
     elif pending is not None and abandoned(pending, slots):

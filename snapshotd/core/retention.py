@@ -21,16 +21,20 @@ def may_free_version(job: JobFacts, version: Version, slots: Slots) -> str:
     return superseded(job, version) or _given_up(job, version, slots)
 
 
-def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str:
+def superseded(
+    job: JobFacts, version: Version, *, pressed: bool = False, kept: bool = False
+) -> str:
     """What has taken the place of `version` as the restore point; empty where nothing has.
 
     A restore that is being decided may fall back to any version. Only where it is `pressed` for
     memory are those given up that are older than what it brings back, and than the restore point:
     what it brings back may not be protected yet. What other ranks saved is never protected in the
-    groups of these: it takes the place of what is older as it did in the groups that keep it.
+    groups of these: it takes the place of what is older once it was in those that keep it, or
+    where they are seen to hold all of it now (`kept`).
     """
     point = job.committed
-    if point is None or (job.committed_in != job.lineage and not job.handed_on):
+    handed_on = job.handed_on and (kept or job.committed_in > 0)
+    if point is None or (job.committed_in != job.lineage and not handed_on):
         return ""
     if _undecided(job):
         goal = job.restoring.restore if job.restoring and pressed else None
@@ -85,11 +89,16 @@ class Retention:
         """Why this slot may free a sealed shard or parity block; empty while it must keep it."""
         reason = _given_up(self.job, held.version, self.slots)
         if not reason and held.version not in self.spared:
-            reason = superseded(self.job, held.version, pressed=self.pressed)
+            reason = self.superseded(held.version)
         if reason:
             return reason
         why = self._elsewhere(held) if isinstance(held, DataHolding) else self._unused(held)
         return why if why and self._settled else ""
+
+    def superseded(self, version: Version) -> str:
+        """What has taken the place of a version, as far as this slot sees; empty for nothing."""
+        kept = self.job.handed_on and self._kept
+        return superseded(self.job, version, pressed=self.pressed, kept=kept)
 
     def _elsewhere(self, held: DataHolding) -> str:
         """Where a shard lives, if not here: this is only a spare copy."""
@@ -112,10 +121,13 @@ class Retention:
 
     @cached_property
     def _settled(self) -> bool:
+        """Whether what moved, or stands in, is needed no more."""
+        return self.job.committed_in == self.job.lineage and self._kept
+
+    @cached_property
+    def _kept(self) -> bool:
         """Whether the keepers hold all that they are to hold of the restore point."""
         job, point = self.job, self.job.committed
         if job.decision is None or point is None or job.restoring:
-            return False
-        if job.committed_in != job.lineage:
             return False
         return not any(lacking(g, job.job, point, self.slots) for g in self.keepers)

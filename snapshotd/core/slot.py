@@ -27,7 +27,7 @@ from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, demanded, kept, lacking
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.restore import should_adopt
-from snapshotd.core.retention import Retention, superseded
+from snapshotd.core.retention import Retention
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,
@@ -69,6 +69,7 @@ class SlotMachine:
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self._claim: _Claim | None = None
         self._filling: Version | None = None  # granted to the trainer, or being sealed
+        self._lends = False  # memory, for which there was no room
         self._goal: Version | None = None  # of the restore that the trainer waits for
         self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._coding: Pace[Encode] = Pace()
@@ -158,6 +159,11 @@ class SlotMachine:
             raise RequestError(ErrorCode.OUT_OF_ORDER, f"step {self._claim.step} is still claimed")
         self._claim = _Claim(step, image_bytes, until_s)
         self._passed = step
+        self._lends = False
+
+    def lends(self) -> None:
+        """The trainer is to be lent memory, and there is none: as if it claimed a buffer."""
+        self._lends = True
 
     def passed(self, step: int, *, due: bool = True) -> None:
         """The trainer goes on without a snapshot of `step`."""
@@ -302,9 +308,8 @@ class SlotMachine:
         found: list[Instruction] = []
         for job in self.orders.jobs:
             keepers = self.orders.keepers(job)
-            retention = Retention(
-                job, keepers, self.home, slots, self._spared(job), pressed=job.job in self.short
-            )
+            judge = Retention(job, keepers, self.home, slots, pressed=job.job in self.short)
+            retention = replace(judge, spared=self._spared(job, judge))
             for held in self._holdings.of(job.job):
                 if self._brought_back(held):
                     continue
@@ -320,10 +325,16 @@ class SlotMachine:
         waits = trainer is not None and trainer.waiting and trainer.job == held.job
         return waits and held.version == self._goal
 
-    def _spared(self, job: JobFacts) -> list[Version]:
-        """Superseded versions that may stay: those for which no buffer is wanted yet."""
-        held = {h.version for h in self._holdings.of(job.job) if not _of_others(job, h)}
-        old = sorted(v for v in held if superseded(job, v))
+    def _spared(self, job: JobFacts, judge: Retention) -> list[Version]:
+        """Superseded versions that may stay: those for which no buffer is wanted yet.
+
+        None that another number of ranks saved than the restore point: part of it would go all
+        the same, as nobody of these ranks is to keep it.
+        """
+        worlds = {h.version: h.world for h in self._holdings.of(job.job)}
+        old = sorted(v for v in worlds if judge.superseded(v))
+        held = {v for v, w in worlds.items() if w in (0, job.saved_world) or v not in old}
+        old = [v for v in old if v in held]
         needed = len(held) - len(old) + self._wants_buffer(job)
         room = 0 if job.job in self.short else self._generations - needed
         return old[-room:] if room > 0 else []
@@ -334,7 +345,7 @@ class SlotMachine:
         if trainer is None or trainer.job != job.job:
             return False
         claims = self._claim is not None and not out_of_epoch(trainer, job)
-        return claims or self._filling is not None
+        return claims or self._filling is not None or self._lends
 
     def _buffers(self, job: str) -> int:
         """Generations that this slot may hold: while memory is short, no more than it must."""
@@ -457,14 +468,7 @@ class SlotMachine:
         self._goal = None
         self._claim = None
         self._filling = None
-
-
-def _of_others(job: JobFacts, held: Holding) -> bool:
-    """Whether another number of ranks saved it, and the job has a newer restore point by now.
-
-    It is not worth a buffer: part of it would go, as nobody of these ranks is to keep it.
-    """
-    return held.world not in (0, job.saved_world) and bool(superseded(job, held.version))
+        self._lends = False
 
 
 def _grant(trainer: TrainerFacts, version: Version, claim: _Claim) -> Grant:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from snapshotd.core.economy import given_up
 from snapshotd.core.instructions import Answer, Deny
 from snapshotd.errors import RequestError, SnapshotdError
+from snapshotd.flow.filling import Filling
 from snapshotd.metadata import SlotCounters, TrainerFacts
 from snapshotd.rpc.checks import check_cpus, check_job, check_name, check_rank, check_step
 from snapshotd.rpc.convert import decision_id_from, decision_to, ranges_from, version_to
@@ -71,6 +72,9 @@ class TrainerDesk:
                 self._open["restore"] = message.request
             case "claim":
                 self._claim(message)
+            case "copied":
+                self._granted_buffer(message.copied).stands(message.copied.image_bytes)
+                return None
             case "written":
                 self._written(message.written)
                 return self._accepted()
@@ -150,21 +154,27 @@ class TrainerDesk:
             self._smp.lending.give_back()
         self._open["claim"] = message.request
 
-    def _written(self, written: pb.Written) -> None:
+    def _granted_buffer(self, said: pb.Copied | pb.Written) -> Filling:
+        """The buffer that it speaks of. Raises RequestError: it is not the trainer's to write."""
         filling = self._smp.filling
-        if (
-            filling is None
-            or filling.segment.name != written.buffer
-            or filling.step != written.step
-        ):
+        if filling is None or filling.segment.name != said.buffer or filling.step != said.step:
             raise RequestError(
-                ErrorCode.OUT_OF_ORDER, f"buffer {written.buffer!r} was not granted for this step"
+                ErrorCode.OUT_OF_ORDER, f"buffer {said.buffer!r} was not granted for this step"
             )
-        if not written.manifest_bytes <= written.image_bytes <= filling.image_bytes:
+        if said.image_bytes > filling.image_bytes:
             raise RequestError(
                 ErrorCode.MALFORMED,
-                f"an image of {written.image_bytes} bytes with a manifest of "
-                f"{written.manifest_bytes} in a buffer that was claimed for {filling.image_bytes}",
+                f"{said.image_bytes} bytes in a buffer that was claimed for {filling.image_bytes}",
+            )
+        return filling
+
+    def _written(self, written: pb.Written) -> None:
+        self._granted_buffer(written)
+        if written.manifest_bytes > written.image_bytes:
+            raise RequestError(
+                ErrorCode.MALFORMED,
+                f"a manifest of {written.manifest_bytes} bytes in an image of "
+                f"{written.image_bytes}",
             )
         trained = ranges_from(written.trained, written.image_bytes)
         self._smp.seal_filling(written.image_bytes, written.manifest_bytes, trained)

@@ -14,7 +14,7 @@ from typing import Any
 
 from snapshotd.core.ranges import Range, check_ranges, gaps
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import CallerError, RequestError, SnapshotdError
+from snapshotd.errors import CallerError, NoRoom, RequestError, SnapshotdError
 from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
@@ -27,6 +27,8 @@ from snapshotd.wire.v1 import trainer_pb2 as pb
 
 #: Records of shards that are asked for at a time.
 RECORDS_AT_ONCE = 8
+#: Until generations that nobody needs have given way.
+GIVE_WAY_S = 0.5
 
 _ZEROS = bytes(TRANSFER_BYTES)
 
@@ -89,7 +91,7 @@ class Lending:
             await asyncio.to_thread(check_ranges, ranges, request.image_bytes, sizes)
         except CallerError as error:
             raise RequestError(ErrorCode.MALFORMED, error.what, error.remedy) from error
-        segment = await self._vault.lend(decision.job, version, request.image_bytes)
+        segment = await self._room(decision.job, version, request.image_bytes)
         try:
             with segment.image(request.image_bytes) as image:
                 await to_the_end(_clear, image, ranges)
@@ -132,7 +134,7 @@ class Lending:
             for shard, (length, _), to in zip(shards, told, offsets, strict=False)
             if length
         ]
-        segment = await self._vault.lend(decision.job, version, offsets[-1])
+        segment = await self._room(decision.job, version, offsets[-1])
         try:
             with segment.image(offsets[-1]) as image:
                 await self._gatherer.gather(decision.job, version, ranges, image)
@@ -148,6 +150,16 @@ class Lending:
         ]
         gathered = pb.ManifestsGathered(path=str(segment.path), pieces=pieces)
         return pb.ToTrainer(manifests_gathered=gathered)
+
+    async def _room(self, job: str, version: Version, image_bytes: int) -> Segment:
+        """Memory to lend. Raises NoRoom: also without spare generations there is none."""
+        try:
+            return await self._vault.lend(job, version, image_bytes)
+        except NoRoom:
+            self._machine.lends()
+            self._vault.on_change()
+        await asyncio.sleep(GIVE_WAY_S)
+        return await self._vault.lend(job, version, image_bytes)
 
     def _restored(self) -> tuple[Decision, Version]:
         """What the trainer was sent back to. Raises RequestError: it was not, or that is over."""

@@ -68,6 +68,7 @@ class Gatherer:
         codec: Codec,
         conduct: Conduct,
         slots: Callable[[], Slots],
+        attempts: int = ATTEMPTS,
     ) -> None:
         self._home = home
         self._vault = vault
@@ -75,6 +76,7 @@ class Gatherer:
         self._codec = codec
         self._conduct = conduct
         self._slots = slots
+        self._attempts = attempts
 
     async def gather(
         self,
@@ -82,7 +84,7 @@ class Gatherer:
         version: Version,
         ranges: Sequence[Range],
         image: memoryview,
-        attempts: int = ATTEMPTS,
+        attempts: int | None = None,
     ) -> Tally:
         """Fill ranges of `image` with ranges of shards; the rest of it stays as it is.
 
@@ -178,19 +180,19 @@ class Gatherer:
         return found[0]
 
     async def _persist(
-        self, attempt: Callable[[set[Home]], Awaitable[str]], attempts: int = ATTEMPTS
+        self, attempt: Callable[[set[Home]], Awaitable[str]], attempts: int | None = None
     ) -> None:
         """Try until nothing is lacking, with pauses that grow; what is wrong now may heal."""
         avoid: set[Home] = set()
         why = ""
-        for count in range(attempts):
+        for count in range(attempts or self._attempts):
             # At once the first time: others may have what one did not give.
             await asyncio.sleep(min(PAUSE_S, 0.25 * max(0, count - 1)))
             why = await attempt(avoid)
             if not why:
                 return
             log.warning("ranges are not here yet: %s", why)
-        raise PeerError(f"after {attempts} attempts {why}")
+        raise PeerError(f"after {attempts or self._attempts} attempts {why}")
 
     async def _carry_out(
         self, work: Gathering, parts: Sequence[Part], avoid: set[Home]

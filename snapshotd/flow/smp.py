@@ -11,7 +11,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.filling import Filling
 from snapshotd.flow.foresight import Foresight
 from snapshotd.flow.lending import Lending
 from snapshotd.flow.readiness import Readiness
@@ -53,15 +54,6 @@ STAGE_ATTEMPTS = 4
 STAGE_PAUSE_S = 0.25
 #: Memory that others take and give back announces itself to nobody.
 ROOM_CHECK_S = 3.0
-
-
-@dataclass(frozen=True, slots=True)
-class Filling:
-    """A buffer in the trainer's hands."""
-
-    segment: Segment
-    step: int
-    image_bytes: int  # that it was claimed for
 
 
 class Smp:
@@ -137,7 +129,7 @@ class Smp:
     def give_back_filling(self) -> None:
         """All memory that is in the trainer's hands."""
         if self.filling is not None:
-            self.vault.give_back(self.filling.segment)
+            self.start(self.filling.give_back(self.vault))
             self.filling = None
         if self.lending is not None:
             self.lending.give_back()
@@ -263,7 +255,7 @@ class Smp:
         if self.machine.filling != grant.version or self.desk is None:
             self.vault.give_back(segment)  # the trainer went away meanwhile
             return
-        self.filling = Filling(segment, grant.version.step, grant.image_bytes)
+        self.filling = Filling(segment, grant.version.step, grant.image_bytes, self.start)
         point("smp.grant.begun")
         await self.desk.granted(segment)
         point("smp.grant.sent")
@@ -275,19 +267,22 @@ class Smp:
         assert trainer is not None, "a buffer is given back when its trainer goes"
         self.filling = None
         point("smp.written.heard")
-        seal = self._seal(filling.segment, trainer.world, image_bytes, manifest_bytes, trained)
-        self.start(seal)
+        self.start(self._seal(filling, trainer.world, image_bytes, manifest_bytes, trained))
 
     async def _seal(
         self,
-        segment: Segment,
+        filling: Filling,
         world: int,
         image_bytes: int,
         manifest_bytes: int,
         trained: Ranges,
     ) -> None:
+        segment = filling.segment
         try:
-            holding = await self.vault.seal_data(segment, world, image_bytes, manifest_bytes)
+            digests = await filling.digests(image_bytes)
+            holding = await self.vault.seal_data(
+                segment, world, image_bytes, manifest_bytes, digests
+            )
         except DamagedBytes as error:
             # The trainer, or who else may write there, cut the file: the step has no snapshot.
             version = segment.version

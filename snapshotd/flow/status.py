@@ -11,7 +11,7 @@ from snapshotd.core.economy import given_up
 from snapshotd.core.margin import further_losses
 from snapshotd.core.protection import Slots, data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
-from snapshotd.metadata import DataHolding, Decision, Group, Home, JobFacts, SlotFacts, Version
+from snapshotd.metadata import DataHolding, Group, Home, JobFacts, SlotFacts, Version
 from snapshotd.rpc.convert import job_to, slot_to, version_to
 from snapshotd.wire.v1 import node_pb2 as pb
 
@@ -71,21 +71,28 @@ def _why_unprotected(board: Board, job: JobFacts, now_s: float) -> str:
     if job.committed is None:
         return "no snapshot is committed yet"
     saving = _savings(job, board.slots(now_s)) if job.economy.rows_less else []
-    return sentence(saving + _causes(job.decision, job.committed, board, now_s))
+    return sentence(saving + _handed_on(job) + _causes(job, job.committed, board, now_s))
 
 
-def _causes(decision: Decision, version: Version, board: Board, now_s: float) -> list[str]:
+def _handed_on(job: JobFacts) -> list[str]:
+    """What another number of ranks saved is the restore point still."""
+    if not job.handed_on:
+        return []
+    return [f"{job.saved_world} ranks saved {job.committed}; its {job.world} ranks nothing yet"]
+
+
+def _causes(job: JobFacts, version: Version, board: Board, now_s: float) -> list[str]:
     """Who keeps `version` from being protected, without what only follows from that.
 
     Parity cannot be computed of shards that are not there: where shards are missing, they are
     named, and not the parity that is missing because of them.
     """
-    slots = board.slots(now_s)
+    slots, decided = board.slots(now_s), job.decision.groups if job.decision else ()
     found: list[tuple[Home, str]] = []
-    for group in decision.groups:
-        missing = lacking(group, decision.job, version, slots)
+    for group in job.keeping if version == job.committed else decided:
+        missing = lacking(group, job.job, version, slots)
         absent = sum(
-            data_at(slots, m.home, decision.job, m.shard, version) is None for m in group.members
+            data_at(slots, m.home, job.job, m.shard, version) is None for m in group.members
         )
         # Shards come before parity there.
         found += missing[:absent] or missing
@@ -208,7 +215,7 @@ def _waits_for(
     """Who keeps the newest generation from being committed."""
     if job is None or job.decision is None or not held:
         return []
-    return _causes(job.decision, max(d.version for d in held), board, now_s)
+    return _causes(job, max(d.version for d in held), board, now_s)
 
 
 def _groups(board: Board, now_s: float) -> list[pb.GroupStatus]:
@@ -221,13 +228,13 @@ def _groups(board: Board, now_s: float) -> list[pb.GroupStatus]:
         if job.decision is None or version is None:
             continue
         keeping = board.keepers(job)
-        for group in job.decision.groups:
+        for group in job.keeping:
             kept = [g for g in keeping if not set(g.shards).isdisjoint(group.shards)]
             homes = [m.home for g in kept for m in g.members]
             if me not in {home.node for home in homes}:
                 continue
             missing = [why for g in kept for why in lacking(g, job.job, version, slots)]
-            why = [*_savings(job, slots), *_lost_homes(group, kept)]
+            why = [*_savings(job, slots), *_handed_on(job), *_lost_homes(group, kept)]
             found.append(
                 pb.GroupStatus(
                     job=job.job,
@@ -264,8 +271,7 @@ def _lost_homes(group: Group, kept: list[Group]) -> list[str]:
 def plan_reply(board: Board, job: str, now_s: float) -> pb.PlanReply:
     """What a restore would do now, shard by shard."""
     version, origins, reason = board.plan(job, now_s)
-    decision = next((j.decision for j in board.jobs() if j.job == job), None)
-    groups = decision.groups if decision else ()
+    groups = next((j.keeping for j in board.jobs() if j.job == job), ())
     homes = {member.shard: member.home for group in groups for member in group.members}
     return pb.PlanReply(
         job=job,
@@ -273,6 +279,7 @@ def plan_reply(board: Board, job: str, now_s: float) -> pb.PlanReply:
         version=version_to(version) if version else None,
         reason=reason,
         shards=[_shard_plan(i, origin, homes.get(i)) for i, origin in enumerate(origins)],
+        world=len(origins),
     )
 
 

@@ -6,6 +6,7 @@ serve, and the job trains and protects another step, byte for byte.
 
 from __future__ import annotations
 
+import os
 import socket
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pytest
 import snapshotd_client.channel
 import snapshotd_client.lock
 import snapshotd_client.snapshotter
+from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import trainer_pb2 as tp
 from snapshotd_client import CannotProtect, Refused, StateChanged, WorldChanged, WrongUse
@@ -207,6 +209,8 @@ def test_a_trainer_that_breaks_every_rule_of_its_buffers(
     ):
         good = {"step": 1, "buffer": granted.buffer, "image_bytes": 9000}
         assert line.refused(written=tp.Written(**{**good, **wrong})).code == code
+        if "manifest_bytes" not in wrong:
+            assert line.refused(copied=tp.Copied(**{**good, **wrong})).code == code
     # Said twice in one breath: the second has nothing to speak of.
     written = tp.Written(step=1, buffer=granted.buffer, image_bytes=9000)
     first, twice = line.say(written=written), line.say(written=written)
@@ -222,6 +226,30 @@ def test_a_trainer_that_breaks_every_rule_of_its_buffers(
     late = line.refused(written=tp.Written(step=2, buffer=granted.buffer))
     assert late.code == "out-of-order"
     assert lone.smp_pids() == smps, lone.tail()
+
+
+def test_what_was_said_to_stand_is_what_is_sealed(lone: Node, attached: wires.Trainer) -> None:
+    image = os.urandom(3_000_001)
+    claim = tp.Claim(step=1, image_bytes=len(image), patience_s=5)
+    granted = attached.ask(claim=claim).granted
+    said = {"step": 1, "buffer": granted.buffer}
+    with Path(granted.path).open("r+b") as segment:
+        segment.seek(granted.image_offset)
+        for start in range(0, len(image), 1_000_000):
+            end = min(start + 1_000_000, len(image))
+            segment.write(image[start:end])
+            segment.flush()
+            attached.say(copied=tp.Copied(**said, image_bytes=end))
+    attached.ask(written=tp.Written(**said, image_bytes=len(image)))
+
+    def held() -> list[bytes]:
+        return [d.content_digest for s in lone.status().slots for d in s.data]
+
+    eventually("it is sealed", held)
+    assert held() == [content_digest(grain_digests(memoryview(image)))]
+    lone.kill()
+    lone.start()
+    eventually("it is verified, and held again", held)
 
 
 # -- who may be a trainer

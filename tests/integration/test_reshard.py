@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -249,6 +250,12 @@ def test_bad_ranges_are_refused_and_leave_nothing_behind(
             + bytes(10)
             + (image_of(0, STEP, size_of(0))[:10])
         )
+        many = [(3, 50 * i, 20, 20 * i) for i in range(100_000)]
+        random.Random(1).shuffle(many)
+        image, filled = rank.fill(20 * len(many), many)
+        there = image_of(3, STEP, size_of(3))
+        assert image == b"".join(there[50 * i : 50 * i + 20] for i in range(100_000))
+        assert filled.bytes_received == 20 * len(many)
         new.save(STEP + 1, size_of)
         assert nodes[0].status().allocated_bytes <= allocated + 3 * size_of(1)
         with pytest.raises(Refused, match="superseded"):
@@ -289,5 +296,21 @@ def test_while_the_new_world_has_saved_nothing_the_old_shards_stay_protected(
     nodes[2].lose()
     with job([(nodes[1], 0), (nodes[0], 0)]) as new:
         assert {r.decision.saved_world for r in new.restore(reshard=True)} == {4}
+        check_filled(new, 2)
+        new.save(STEP + 1, size_of)
+
+
+def test_where_memory_is_scarce_a_spare_generation_makes_room(
+    cluster: Callable[..., Cluster],
+) -> None:
+    """Two old generations and their parity, and one image twice as long: more than there is."""
+    made = cluster(memory_budget="28MiB")
+    nodes = made.start(4)
+    with job([(node, 0) for node in nodes]) as old:
+        old.restore()
+        old.save(STEP - 1, size_of)
+        old.save(STEP, size_of)
+    with job([(nodes[0], 0), (nodes[1], 0)]) as new:
+        new.restore(reshard=True)
         check_filled(new, 2)
         new.save(STEP + 1, size_of)

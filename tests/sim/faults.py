@@ -47,6 +47,9 @@ KINDS = {
     "bit flipped in data": 4, "bit flipped in parity": 4,
 }  # fmt: skip
 
+#: The part of all runs in which the world size changes, whatever else is drawn.
+RESIZED = 0.2
+
 #: Not struck by a fault of their own: seen and counted when they happen.
 SEEN = ("late trainer message", "late store of an older epoch", "late facts of a dead process")
 
@@ -73,4 +76,16 @@ def draw(seed: int, setup: Setup) -> tuple[Fault, ...]:
         ends_s = at_s + chance.choice([0.0, 0.0, 2.0])  # ... and mostly nothing strikes after it
         faults = [f for f in faults if begins_s < f.at_s < ends_s]
         faults.append(Fault(at_s, setup.rare, where, other, round(chance.uniform(0.05, 0.8), 2)))
-    return tuple(sorted(faults))
+    return tuple(sorted([*faults, *_resizes(seed, setup)]))
+
+
+def _resizes(seed: int, setup: Setup) -> list[Fault]:
+    """In some runs the job comes back with other numbers of ranks, once or twice more."""
+    chance = random.Random(f"resizes {seed}")
+    if setup.rare or chance.random() > RESIZED:
+        return []
+    times = sorted(chance.uniform(0.4, setup.faults_s) for _ in range(chance.choice([1, 1, 2])))
+    return [
+        Fault(round(at_s, 3), "world size changed", round(chance.random(), 3), 0.9, 0.1)
+        for at_s in times
+    ]

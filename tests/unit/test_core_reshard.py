@@ -133,7 +133,7 @@ def test_what_others_saved_is_never_committed_in_the_groups_of_these() -> None:
     slots = asking(four(), HOMES[:2])
     decision = replace(decided(slots), groups=(Group(FOUR.members[:2], 0),))
     known = released(slots, KNOWN, decision)
-    assert advance(known, slots).committed_in == 0
+    assert advance(known, slots).committed_in < known.lineage
     newer = Version(decision.id.epoch, 6)
     for shard, home in enumerate(HOMES[:2]):
         more = DataHolding(JOB, shard, newer, 1, b"x", 2)
@@ -194,8 +194,15 @@ def test_older_generations_make_room_for_the_first_of_the_new_world() -> None:
     slots = asking(four(), HOMES[:2])
     known = released(slots, KNOWN, decided(slots))
     older = Version(1, 4)
+    assert known.committed_in == 1, "as protected as it was"
     assert superseded(known, older)
     assert not superseded(known, SAVED)
+    never = replace(known, committed_in=0)
+    assert not superseded(never, older)
+    judge = Retention(never, never.keeping, HOMES[0], slots)
+    assert judge.superseded(older), "it is seen to be whole"
+    gone = {h: f for h, f in slots.items() if h != HOMES[3]}
+    assert not Retention(never, never.keeping, HOMES[0], gone).superseded(older)
     machine = SlotMachine(HOMES[0], 2)
     for version in (older, SAVED):
         machine.keep(DataHolding(JOB, 0, version, 1, b"x", 4))
@@ -225,3 +232,18 @@ def test_before_a_slot_says_staged_it_tries_its_part_of_the_old_shards() -> None
     facts = machine.facts("up", slots[HOMES[1]].counters)
     assert facts.trainer is not None
     assert not facts.trainer.staged
+
+
+def test_what_a_trainer_is_lent_takes_the_place_of_a_spare_generation() -> None:
+    slots = asking(four(), HOMES[:2])
+    known = released(slots, KNOWN, decided(slots))
+    older, decision = Version(1, 4), known.decision
+    machine = SlotMachine(HOMES[0], 2)
+    for version in (older, SAVED):
+        machine.keep(DataHolding(JOB, 0, version, 1, b"x", 4))
+    assert decision is not None
+    machine.attach(TrainerFacts(JOB, "run", 0, "2.0", 0, 2, decision=decision.id, passed_step=6))
+    machine.orders = Orders((known,), slots)
+    machine.lends()
+    freed = [i for i in machine.instructions(0.0) if isinstance(i, Free)]
+    assert [i.holding.version for i in freed] == [older]

@@ -422,18 +422,20 @@ class ShardPlan(_message.Message):
     def __init__(self, shard: _Optional[int] = ..., source: _Optional[str] = ..., detail: _Optional[str] = ...) -> None: ...
 
 class PlanReply(_message.Message):
-    __slots__ = ("job", "restorable", "version", "reason", "shards")
+    __slots__ = ("job", "restorable", "version", "reason", "shards", "world")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RESTORABLE_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REASON_FIELD_NUMBER: _ClassVar[int]
     SHARDS_FIELD_NUMBER: _ClassVar[int]
+    WORLD_FIELD_NUMBER: _ClassVar[int]
     job: str
     restorable: bool
     version: _segment_pb2.Version
     reason: str
     shards: _containers.RepeatedCompositeFieldContainer[ShardPlan]
-    def __init__(self, job: _Optional[str] = ..., restorable: bool = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardPlan, _Mapping]]] = ...) -> None: ...
+    world: int
+    def __init__(self, job: _Optional[str] = ..., restorable: bool = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., reason: _Optional[str] = ..., shards: _Optional[_Iterable[_Union[ShardPlan, _Mapping]]] = ..., world: _Optional[int] = ...) -> None: ...
 
 class DropRequest(_message.Message):
     __slots__ = ("job",)

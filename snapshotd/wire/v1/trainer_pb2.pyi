@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Iterable as _Iterable, Mapping as _Map
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ToDaemon(_message.Message):
-    __slots__ = ("protocol", "request", "incarnation", "find", "attach", "restore", "claim", "written", "query", "detach", "prepare", "manifests", "fill")
+    __slots__ = ("protocol", "request", "incarnation", "find", "attach", "restore", "claim", "written", "query", "detach", "prepare", "copied", "manifests", "fill")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     INCARNATION_FIELD_NUMBER: _ClassVar[int]
@@ -21,6 +21,7 @@ class ToDaemon(_message.Message):
     QUERY_FIELD_NUMBER: _ClassVar[int]
     DETACH_FIELD_NUMBER: _ClassVar[int]
     PREPARE_FIELD_NUMBER: _ClassVar[int]
+    COPIED_FIELD_NUMBER: _ClassVar[int]
     MANIFESTS_FIELD_NUMBER: _ClassVar[int]
     FILL_FIELD_NUMBER: _ClassVar[int]
     protocol: int
@@ -34,9 +35,10 @@ class ToDaemon(_message.Message):
     query: Query
     detach: Detach
     prepare: Prepare
+    copied: Copied
     manifests: Manifests
     fill: Fill
-    def __init__(self, protocol: _Optional[int] = ..., request: _Optional[int] = ..., incarnation: _Optional[str] = ..., find: _Optional[_Union[Find, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., manifests: _Optional[_Union[Manifests, _Mapping]] = ..., fill: _Optional[_Union[Fill, _Mapping]] = ..., **kwargs) -> None: ...
+    def __init__(self, protocol: _Optional[int] = ..., request: _Optional[int] = ..., incarnation: _Optional[str] = ..., find: _Optional[_Union[Find, _Mapping]] = ..., attach: _Optional[_Union[Attach, _Mapping]] = ..., restore: _Optional[_Union[Restore, _Mapping]] = ..., claim: _Optional[_Union[Claim, _Mapping]] = ..., written: _Optional[_Union[Written, _Mapping]] = ..., query: _Optional[_Union[Query, _Mapping]] = ..., detach: _Optional[_Union[Detach, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., copied: _Optional[_Union[Copied, _Mapping]] = ..., manifests: _Optional[_Union[Manifests, _Mapping]] = ..., fill: _Optional[_Union[Fill, _Mapping]] = ..., **kwargs) -> None: ...
 
 class ToTrainer(_message.Message):
     __slots__ = ("request", "found", "attached", "restored", "granted", "skip", "accepted", "progress", "refused", "prepared", "manifests_gathered", "filled")
@@ -241,6 +243,16 @@ class Skip(_message.Message):
     REASON_FIELD_NUMBER: _ClassVar[int]
     reason: str
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
+
+class Copied(_message.Message):
+    __slots__ = ("step", "buffer", "image_bytes")
+    STEP_FIELD_NUMBER: _ClassVar[int]
+    BUFFER_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    step: int
+    buffer: str
+    image_bytes: int
+    def __init__(self, step: _Optional[int] = ..., buffer: _Optional[str] = ..., image_bytes: _Optional[int] = ...) -> None: ...
 
 class Written(_message.Message):
     __slots__ = ("step", "buffer", "image_bytes", "manifest_bytes", "trained")

@@ -101,6 +101,8 @@ async def _serve(memory: Memory, calls: list[list[Any]]) -> None:
         try:
             if isinstance(parts[0], pb.ReadRequest):
                 await service.Read(parts[0], context)
+            elif isinstance(parts[0], pb.RangesRequest):
+                await service.ReadRanges(parts[0], context)
             else:
                 await service.Store(_stream(parts), context)
         except Aborted:
@@ -120,13 +122,13 @@ def blocks(parts: Parts) -> None:
     """Whatever is read or stored: refused by name, or served right; nothing is left behind."""
     calls: list[list[Any]] = []
     for part in parts:
-        kind = pb.ReadRequest if part[:1] == b"R" else pb.StoreRequest
+        kind = {b"R": pb.ReadRequest, b"G": pb.RangesRequest}.get(part[:1], pb.StoreRequest)
         message = parsed(kind, part[1:])
         if message is None:
             continue
         if part[:1] == b"S" and calls and isinstance(calls[-1][0], pb.StoreRequest):
             calls[-1].append(message)
-        elif part[:1] in b"RSO":
+        elif part[:1] in b"RGSO":
             calls.append([message])
     if not calls:
         return
@@ -149,6 +151,31 @@ def _reads(draw: Any) -> list[bytes]:
         right.place.CopyFrom(place_to(PLACE))
     request = draw(changed(st.just(right)) | messages(pb.ReadRequest))
     return [b"R" + draw(spoiled(st.just(request.SerializeToString())))]
+
+
+@st.composite
+def _ranges(draw: Any) -> list[bytes]:
+    """Ranges in order and apart, and every way of not being so."""
+    shard = draw(st.sampled_from([0, 1, 2]))
+    ends = draw(st.lists(st.integers(0, 10_000), max_size=8))
+    spans = list(zip(ends[::2], ends[1::2], strict=False))
+    if draw(st.booleans()):
+        spans = [(at, 1) for at in sorted({at for at, _ in spans})]
+    digest = draw(st.sampled_from([b"", seal(shard).content_digest, b"d" * 16]))
+    right = pb.RangesRequest(
+        protocol=1,
+        cluster_id="test",
+        job="job",
+        version=version_to(VERSION),
+        shard=shard,
+        content_digest=digest,
+        offsets=[at for at, _ in spans],
+        lengths=[count for _, count in spans],
+    )
+    if draw(st.booleans()):
+        right.place.CopyFrom(place_to(PLACE))
+    request = draw(changed(st.just(right)) | messages(pb.RangesRequest))
+    return [b"G" + draw(spoiled(st.just(request.SerializeToString())))]
 
 
 def _changed_part(draw: Any, message: Any) -> Any:
@@ -178,7 +205,7 @@ def _stores(draw: Any) -> list[bytes]:
     return [b"O" + parts[0], *(b"S" + p for p in parts[1:])] if parts else []
 
 
-_CALLS = st.lists(_reads() | _stores() | _stores(), max_size=3)
+_CALLS = st.lists(_reads() | _ranges() | _stores() | _stores(), max_size=3)
 
 TARGETS = [
     Target("blocks", _CALLS.map(lambda calls: [p for call in calls for p in call]), blocks, 100),

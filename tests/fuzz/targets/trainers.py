@@ -7,8 +7,11 @@ from typing import Any
 
 from hypothesis import strategies as st
 
+from snapshotd.coding.codec import ZfecCodec
 from snapshotd.errors import NoRoom, PeerError, RequestError
 from snapshotd.flow.desk import TrainerDesk
+from snapshotd.flow.lending import Lending
+from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.smp import Smp
 from snapshotd.metadata import SlotFacts
 from snapshotd.rpc import convert
@@ -18,7 +21,7 @@ from snapshotd.wire.v1 import trainer_pb2 as tp
 from tests.fuzz import likely
 from tests.fuzz.harness import Parts, Target
 from tests.fuzz.messages import changed, messages, spoiled
-from tests.fuzz.room import BUDGET_BYTES, GROUP, Memory, orders, room, run, watched
+from tests.fuzz.room import BUDGET_BYTES, GROUP, HERE, Memory, orders, room, run, watched
 from tests.fuzz.targets.facts import parsed
 
 
@@ -39,6 +42,16 @@ class _Transfers:
         raise PeerError("nobody is there")
 
     decode = encode = copy
+
+
+class _Nobody:
+    """No peer answers."""
+
+    async def record(self, *_: object) -> None:
+        raise PeerError("nobody is there")
+
+    def read_ranges(self, *_: object) -> None:
+        raise PeerError("nobody is there")
 
 
 class _Socket:
@@ -68,6 +81,11 @@ async def _converse(memory: Memory, parts: Parts) -> None:
     lock = memory.shm / "trainer.lock"
     smp = Smp(memory.machine, memory.vault, transfers, link, lock, rooms, memory.conduct)
     socket: Any = _Socket()
+    nobody: Any = _Nobody()
+    gatherer = Gatherer(
+        HERE, memory.vault, nobody, ZfecCodec(), memory.conduct, smp.reachable, attempts=2
+    )
+    smp.lending = Lending(memory.machine, memory.vault, gatherer)
     smp.desk = TrainerDesk(smp, socket, "test", _preflight, lambda: "i0", lambda _: None)
     serving = asyncio.create_task(smp.run())
     try:
@@ -150,6 +168,10 @@ _USUAL = [
     _said(written=tp.Written(step=1, buffer="data-0.seg", image_bytes=9000, manifest_bytes=10)),
     _said(**{"pass": tp.Pass(step=1)}),
     _said(**{"pass": tp.Pass(step=2**64 - 1)}),
+    _said(manifests=tp.Manifests()),
+    _said(manifests=tp.Manifests(shards=[0, 0, 7])),
+    _said(fill=tp.Fill(image_bytes=9000, shards=[0], offsets=[0], lengths=[4096], to=[1])),
+    _said(fill=tp.Fill(image_bytes=2**63, shards=[1], offsets=[2**63], lengths=[1], to=[0])),
     _said(query=tp.Query()),
     _said(detach=tp.Detach()),
 ]
