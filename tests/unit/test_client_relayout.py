@@ -17,12 +17,23 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.distributed.tensor.placement_types import _StridedShard
 
 from snapshotd_client.about import box_of
 from snapshotd_client.exact import same_bits
 from snapshotd_client.leaves import local_piece
 from snapshotd_client.names import Names, unwrapped
-from tests.unit.relaying import image_of, mesh_of, rank_of, relaid, spread
+from snapshotd_client.relayout import Relayout
+from tests.unit.relaying import (
+    executed,
+    image_of,
+    manifests_of,
+    mesh_of,
+    rank_of,
+    relaid,
+    spread,
+    who,
+)
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int16, torch.bool, torch.complex64]
 MESHES = [(1,), (2,), (3,), (4,), (6,), (2, 2), (2, 3), (3, 2), (2, 2, 2)]
@@ -192,8 +203,13 @@ LAYOUTS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("new", LAYOUTS, ids=str)
-@pytest.mark.parametrize("old", LAYOUTS, ids=str)
+#: Each as the old one with a few as the new one, so that all are both.
+MOVES = [
+    (old, LAYOUTS[(i + step) % len(LAYOUTS)]) for i, old in enumerate(LAYOUTS) for step in (1, 4, 7)
+]
+
+
+@pytest.mark.parametrize(("old", "new"), MOVES, ids=str)
 def test_a_model_and_its_optimizer_into_another_layout(old, new):
     images = {}
     for rank in range(old[1]):
@@ -218,3 +234,142 @@ def test_a_model_and_its_optimizer_into_another_layout(old, new):
                 assert same_bits(a, b)
             assert [g["lr"] for g in states["opt"].param_groups] == [0.5, 0.5]
             assert next(m for m in states["model"].modules() if isinstance(m, Net)).calls == 41
+
+
+def plain(**sizes):
+    """A model of linear layers by name, its optimizer stepped once, and a bare tensor."""
+    model = nn.ModuleDict({name: nn.Linear(3, n) for name, n in sizes.items()})
+    opt = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    for p in model.parameters():
+        opt.state[p] = {"momentum_buffer": torch.rand_like(p)}
+    return {"model": model, "opt": opt, "mask": torch.rand(4)}
+
+
+def images_of(world, make=plain, told=True, **sizes):
+    images = {}
+    for rank in range(world):
+        torch.manual_seed(3 if told else rank)
+        with rank_of(rank, world):
+            options = {"replicas": range(world)} if told else {}
+            images[rank] = image_of(make(**sizes), rank, world, {}, **options)
+    return images
+
+
+BAD = {
+    "missing": ({"a": 2}, {"a": 2, "b": 2}, ["model.b.weight: only in this run (float32 [2, 3])"]),
+    "surplus": ({"a": 2, "b": 2}, {"a": 2},
+                ["model.b.bias: only in the snapshot (float32 [2])"]),
+    "shape": ({"a": 2}, {"a": 4},
+              ["model.a.weight: snapshot float32 [2, 3], this run float32 [4, 3]"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_what_does_not_fit_is_named_and_passed_over_if_wanted(case):
+    old, new, expected = BAD[case]
+    images = images_of(2, **old)
+    torch.manual_seed(3)
+    was = plain(**old)
+    states = plain(**new)
+    kept = {n: p.clone() for n, p in states["model"].named_parameters()}
+    with rank_of(0, 1):
+        _, _, problems = relaid(images, states, 0, 1, strict=False)
+    assert set(expected) <= set(problems), problems
+    before = dict(was["model"].named_parameters())
+    for name, now in states["model"].named_parameters():
+        fits = name in before and before[name].shape == now.shape
+        assert same_bits(now, before[name] if fits else kept[name])
+    assert same_bits(states["mask"], was["mask"])
+
+
+def test_a_tensor_that_each_rank_has_for_itself_is_not_picked_from_one_of_them():
+    images = images_of(2, told=False, a=2)
+    with rank_of(0, 1):
+        _, _, problems = relaid(images, plain(a=2), 0, 1, strict=False)
+    assert any(p.startswith("mask: ranks 0, 1 saved one each") for p in problems)
+    # In as many ranks each has its own.
+    with rank_of(1, 2):
+        states = plain(a=2)
+        assert relaid(images, states, 1, 2)[2] == []
+        torch.manual_seed(1)
+        assert same_bits(states["mask"], plain(a=2)["mask"])
+
+
+def test_a_piece_that_no_shard_has():
+    whole = torch.rand(8, 4)
+    images = {}
+    for rank in range(2):
+        with rank_of(rank, 2):
+            images[rank] = image_of({"t": spread(whole, mesh_of((2,)), [Shard(0)])}, rank, 2)
+    # As after an update on one rank only: the first rank's piece is of another tensor.
+    image, length = images[0]
+    manifest = manifests_of(images)[0]
+    manifest.tensors[0].fqn = "other"
+    images[0] = image, length
+    with rank_of(0, 1):
+        relayout = Relayout(
+            {0: manifest, 1: manifests_of(images)[1]}, {"t": torch.zeros(8, 4)}, who(0, 1)
+        )
+        ranges, places, total = relayout.skeletons()
+        read = executed(ranges, {r: i for r, (i, _) in images.items()}, total)
+        relayout.plan({s: bytes(read[at : at + n]) for s, (at, n) in places.items()})
+    assert relayout.problems == ["t: 16 of 32 elements are in no shard"]
+
+
+def test_a_layout_that_cannot_hold_the_state():
+    whole = torch.rand(8, 4)
+    with rank_of(0, 1):
+        images = {0: image_of({"t": whole}, 0, 1)}
+    with rank_of(0, 4):
+        mesh = mesh_of((2, 2))
+        local = torch.zeros(2, 4)
+        # Rows 0 and 2 of the first half: no box.
+        spread_thin = [Shard(0), _StridedShard(0, split_factor=2)]
+        states = {"t": DTensor.from_local(local, mesh, spread_thin, run_check=False)}
+        _, _, problems = relaid(images, states, 0, 4, strict=False)
+    assert problems == ["t: this run spreads it so that a rank's piece is no box of the whole"]
+
+
+def test_other_objects_and_averages_come_along():
+    class Average:
+        def __init__(self, model):
+            self.shadow = {n: p.detach().clone() for n, p in model.named_parameters()}
+            self.updates = 0
+
+        def state_dict(self):
+            return {"shadow": self.shadow, "updates": self.updates}
+
+        def load_state_dict(self, state):
+            self.shadow, self.updates = state["shadow"], state["updates"]
+
+    def make(kind, world, *, filled):
+        states = build(kind, world, filled=filled)
+        states["average"] = Average(states["model"])
+        states["schedule"] = torch.optim.lr_scheduler.StepLR(states["opt"], 2)
+        states["scaler"] = torch.amp.GradScaler("cpu", init_scale=8.0)
+        states["swa"] = torch.optim.swa_utils.AveragedModel(nn.Linear(2, 2))
+        if filled:
+            states["average"].updates = 5
+            states["schedule"].last_epoch = 3
+            states["scaler"]._init_growth_tracker = 4
+            with torch.no_grad():
+                states["swa"].module.weight.fill_(2.5)
+        return states
+
+    images = {}
+    for rank in range(3):
+        with rank_of(rank, 3):
+            states = make("fsdp", 3, filled=True)
+            told = {"replicas": {"swa": range(3)}}
+            images[rank] = image_of(states, rank, 3, {}, **told)
+    for rank in range(2):
+        with rank_of(rank, 2):
+            expected = make("fsdp", 2, filled=True)
+            states = make("fsdp", 2, filled=False)
+            assert relaid(images, states, rank, 2)[2] == []
+            for name, tensor in expected["average"].shadow.items():
+                assert same_bits(states["average"].shadow[name], tensor)
+            assert states["average"].updates == 5
+            assert states["schedule"].last_epoch == 3
+            assert states["scaler"].state_dict() == expected["scaler"].state_dict()
+            assert states["swa"].module.weight.tolist() == [[2.5] * 2] * 2
