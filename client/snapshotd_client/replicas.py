@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, Partial, Replicate
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate
 
 from snapshotd_client.errors import WrongUse
 from snapshotd_client.leaves import Leaf
@@ -72,6 +72,7 @@ class Replicas:
             and (dist.get_rank(), dist.get_world_size()) == (rank, world)
         )
         self._by_storage: dict[int, Held] = {}
+        self._by_layout: dict[object, tuple[DeviceMesh, Held | None]] = {}
         self._by_number: dict[str, list[Held | None]] = {}
         if self._groups_known:
             for state in states.values():
@@ -96,7 +97,7 @@ class Replicas:
         if not self._groups_known:
             return None
         if isinstance(leaf.tensor, DTensor):
-            held = _of_dtensor(leaf.tensor)
+            held = self._of_dtensor(leaf.tensor)
             if held is not None:
                 return held
         if self._kinds[leaf.owner] == OPTIMIZER:
@@ -109,9 +110,17 @@ class Replicas:
             return len(self._told[owner])
         if not self._groups_known or owner not in self._by_number:
             return 1
-        held = _of_dtensor(parameter) if isinstance(parameter, DTensor) else None
+        held = self._of_dtensor(parameter) if isinstance(parameter, DTensor) else None
         held = held or self._by_storage.get(_storage(parameter))
         return len(held.ranks) if held is not None and held.same else 1
+
+    def _of_dtensor(self, tensor: DTensor) -> Held | None:
+        mesh, placements = tensor.device_mesh, tuple(tensor.placements)
+        key = (id(mesh), placements)
+        if key not in self._by_layout:
+            # Asking a mesh takes long, and there are as many tensors as there are few layouts.
+            self._by_layout[key] = mesh, _of_layout(mesh, placements)
+        return self._by_layout[key][1]
 
     def _look_for_ddp(self, root: torch.nn.Module) -> None:
         for wrapper in root.modules():
@@ -145,8 +154,12 @@ class Replicas:
     def _of_parameter(self, parameter: torch.Tensor) -> Held | None:
         if isinstance(parameter, DTensor):
             # Plain state of it, such as a count of steps, every rank of the mesh has.
-            ranks = _all_of(parameter.device_mesh)
-            return Held(ranks, same=False) if len(ranks) > 1 else None
+            mesh = parameter.device_mesh
+            if id(mesh) not in self._by_layout:
+                ranks = _all_of(mesh)
+                held = Held(ranks, same=False) if len(ranks) > 1 else None
+                self._by_layout[id(mesh)] = mesh, held
+            return self._by_layout[id(mesh)][1]
         return self._by_storage.get(_storage(parameter))
 
     def _of_optimizer_state(self, leaf: Leaf) -> Held | None:
@@ -189,9 +202,8 @@ def _ranks(group: object) -> tuple[int, ...]:
     raise WrongUse(f"replicas is {group!r}", "Give a process group, or a list of ranks")
 
 
-def _of_dtensor(tensor: DTensor) -> Held | None:
-    """The ranks at the same place of the mesh but for the dimensions it is replicated over."""
-    mesh, placements = tensor.device_mesh, tensor.placements
+def _of_layout(mesh: DeviceMesh, placements: tuple[Placement, ...]) -> Held | None:
+    """The ranks at the same place of the mesh but for the dimensions that are replicated over."""
     coordinate = mesh.get_coordinate()
     if coordinate is None or any(isinstance(p, Partial) for p in placements):
         return None
