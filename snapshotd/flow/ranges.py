@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -35,13 +35,13 @@ from snapshotd.core.recovery import BlockPlan, Copy, Decode, Local, Missing, fin
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
-from snapshotd.flow.rows import Gathering, Row, Tally, noting
+from snapshotd.flow.rows import Gathering, Row, Tally, calls, copy_in, noting, strides
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.metadata import DataHolding, Home, ParityPlace, Version
 from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.channels import Peer
-from snapshotd.rpc.ranges import MAX_RANGES, Sound, chunked
+from snapshotd.rpc.ranges import Sound, chunked
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -53,8 +53,6 @@ ATTEMPTS: Final = 12
 PAUSE_S: Final = 1.5
 #: Streams and decodes at a time.
 AT_ONCE: Final = 8
-#: What is copied within a thread before anybody may cancel it.
-STRIDE_BYTES: Final = 64 * TRANSFER_BYTES
 
 
 class Gatherer:
@@ -237,9 +235,9 @@ class Gatherer:
             record = segment.record
             with segment.image(holding.image_bytes) as image:
                 sound = Sound(image, record)
-                for some in _strides(spans):
+                for some in strides(spans):
                     work.tally.local += await to_the_end(
-                        _copy, work, holding.shard, image, sound, some
+                        copy_in, work, holding.shard, image, sound, some
                     )
 
     # -- what others hold
@@ -252,7 +250,7 @@ class Gatherer:
         spans: Spans,
         avoid: set[Home],
     ) -> None:
-        for some in _calls(spans):
+        for some in calls(spans):
             row = self._row(work, home, holding.shard, some, avoid, holding.content_digest)
             try:
                 for pieces in chunked(some):
@@ -341,7 +339,7 @@ class Gatherer:
     ) -> None:
         """Decode whole grains of one block, verify them, and take of them what is wanted."""
         out = memoryview(bytearray(TRANSFER_BYTES))
-        for some in _calls(spans):
+        for some in calls(spans):
             rows: dict[int, Row] = {}
             with ExitStack() as cleanup:
                 for each in block.inputs:
@@ -363,7 +361,7 @@ class Gatherer:
                             [block.index],
                             [data],
                         )
-                        self._take(work, decode, block, pieces, data, record)
+                        self._take(work, decode, block, pieces, data, record, avoid)
         for node in {each.home.node for each in block.inputs if each.home}:
             self._conduct.praise(node)
 
@@ -375,6 +373,7 @@ class Gatherer:
         pieces: Sequence[tuple[int, int]],
         data: memoryview,
         record: seg.SealRecord,
+        avoid: set[Home],
     ) -> None:
         """Each data block was checked where it lies; so wrong bytes come from parity."""
         at = 0
@@ -388,43 +387,12 @@ class Gatherer:
                         if each.place is not None and each.home is not None:
                             what = f"{each.home} served parity that is not the code of its group"
                             self._conduct.strike(each.home.node, Misdeed.WRONG_STRIPE, what)
+                            avoid.add(each.home)
                     raise DamagedBytes(f"decoded wrongly: {error.what}") from error
                 work.tally.decoded += work.put(decode.shard, start, grains)
             at += count
 
 
-def _copy(work: Gathering, shard: int, image: memoryview, sound: Sound, spans: Spans) -> int:
-    """Own bytes, checked; returns how many the ranges take of them. Raises DamagedBytes."""
-    count = 0
-    for offset, length in spans:
-        sound.check(offset, length)
-        with image[offset : offset + length] as data:
-            count += work.put(shard, offset, data)
-    return count
-
-
-def _strides(spans: Spans) -> Iterator[Spans]:
-    """Ranges in portions of at most STRIDE_BYTES."""
-    portion: list[tuple[int, int]] = []
-    room = STRIDE_BYTES
-    for offset, length in spans:
-        for at in range(offset, offset + length, STRIDE_BYTES):
-            count = min(STRIDE_BYTES, offset + length - at)
-            if count > room:
-                yield tuple(portion)
-                portion, room = [], STRIDE_BYTES
-            portion.append((at, count))
-            room -= count
-    if portion:
-        yield tuple(portion)
-
-
 def _sealed(record: seg.SealRecord | seg.ParityRecord) -> seg.SealRecord:
     assert isinstance(record, seg.SealRecord), "a shard has one"
     return record
-
-
-def _calls(spans: Spans) -> Iterator[Spans]:
-    """Ranges by as many as one call takes."""
-    for first in range(0, len(spans), MAX_RANGES):
-        yield spans[first : first + MAX_RANGES]

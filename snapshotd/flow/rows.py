@@ -8,15 +8,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from snapshotd.core.ranges import Targets
+from snapshotd.core.ranges import Spans, Targets
 from snapshotd.errors import SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.metadata import Home, Version
-from snapshotd.rpc.ranges import RangesReader
+from snapshotd.rpc.ranges import MAX_RANGES, RangesReader, Sound
 from snapshotd.wire.protocol import TRANSFER_BYTES
 
 #: What stands behind the end of a block that is shorter than the lost one.
 _ZEROS: Final = memoryview(bytes(TRANSFER_BYTES))
+#: What is copied within a thread before anybody may cancel it.
+STRIDE_BYTES: Final = 64 * TRANSFER_BYTES
 
 
 @dataclass
@@ -94,3 +96,35 @@ def noting(home: Home | None, avoid: set[Home]) -> Iterator[None]:
         if home is not None:
             avoid.add(home)
         raise
+
+
+def strides(spans: Spans) -> Iterator[Spans]:
+    """Ranges in portions of at most STRIDE_BYTES."""
+    portion: list[tuple[int, int]] = []
+    room = STRIDE_BYTES
+    for offset, length in spans:
+        for at in range(offset, offset + length, STRIDE_BYTES):
+            count = min(STRIDE_BYTES, offset + length - at)
+            if count > room:
+                yield tuple(portion)
+                portion, room = [], STRIDE_BYTES
+            portion.append((at, count))
+            room -= count
+    if portion:
+        yield tuple(portion)
+
+
+def calls(spans: Spans) -> Iterator[Spans]:
+    """Ranges by as many as one call takes."""
+    for first in range(0, len(spans), MAX_RANGES):
+        yield spans[first : first + MAX_RANGES]
+
+
+def copy_in(work: Gathering, shard: int, image: memoryview, sound: Sound, spans: Spans) -> int:
+    """Own bytes, checked; returns how many the ranges take of them. Raises DamagedBytes."""
+    count = 0
+    for offset, length in spans:
+        sound.check(offset, length)
+        with image[offset : offset + length] as data:
+            count += work.put(shard, offset, data)
+    return count

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from snapshotd.rpc.operator import fetch_plan
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.errors import Refused
 from tests.integration.bare import MANIFEST_BYTES, BareJob, Row, fill_of, image_of
@@ -286,6 +287,9 @@ def test_while_the_new_world_has_saved_nothing_the_old_shards_stay_protected(
     nodes = saved_by_four(cluster(replace_s=6.0))
     with job([(nodes[0], 0), (nodes[1], 0)]) as new:
         new.restore(reshard=True)
+        assert [f"4 ranks saved step {STEP}" in g.why for g in nodes[3].status().groups] == [True]
+        plan = fetch_plan(nodes[3].address, "job", 5.0)
+        assert (plan.restorable, plan.world, len(plan.shards)) == (True, 4, 4)
         nodes[3].lose()
 
         def losses() -> set[int]:
@@ -304,7 +308,7 @@ def test_where_memory_is_scarce_a_spare_generation_makes_room(
     cluster: Callable[..., Cluster],
 ) -> None:
     """Two old generations and their parity, and one image twice as long: more than there is."""
-    made = cluster(memory_budget="28MiB")
+    made = cluster(memory_budget="24MiB")
     nodes = made.start(4)
     with job([(node, 0) for node in nodes]) as old:
         old.restore()

@@ -442,10 +442,52 @@ def _the_restore_point_is_hopeless() -> list[Patch]:
 def _a_restore_under_pressure_frees_the_restore_point() -> list[Patch]:
     real = retention.superseded
 
-    def superseded(job: JobFacts, version: Version, *, pressed: bool = False) -> str:
+    def superseded(
+        job: JobFacts, version: Version, *, pressed: bool = False, kept: bool = False
+    ) -> str:
         goal = job.restoring.restore if job.restoring else None
         older = pressed and goal is not None and version < goal
-        return "pressed" if older else real(job, version, pressed=pressed)
+        return "pressed" if older else real(job, version, pressed=pressed, kept=kept)
+
+    return [(retention, "superseded", superseded)]
+
+
+def _what_others_saved_is_taken_for_ones_own() -> list[Patch]:
+    def saved_world(slots: Slots, known: JobFacts | None, job: str, version: Version) -> int:
+        return known.world if known is not None else 0
+
+    return [(restore, "saved_world", saved_world)]
+
+
+def _what_others_saved_is_committed_by_these() -> list[Patch]:
+    def newer(version: Version, known: JobFacts) -> bool:
+        if known.committed is not None and version == known.committed:
+            return known.committed_in < known.lineage
+        return version.epoch == known.lineage and version > (known.committed or Version(-1, -1))
+
+    return [(commit, "_newer", newer)]
+
+
+def _what_others_saved_is_freed_before_these_have_saved() -> list[Patch]:
+    real = retention.superseded
+
+    def superseded(
+        job: JobFacts, version: Version, *, pressed: bool = False, kept: bool = False
+    ) -> str:
+        over = job.handed_on and version == job.committed and not job.restoring
+        return "saved by others" if over else real(job, version, pressed=pressed, kept=kept)
+
+    return [(retention, "superseded", superseded)]
+
+
+def _never_protected_and_handed_on() -> list[Patch]:
+    """The restore point that was protected gives way to one that another world was sent back to."""
+    real = retention.superseded
+
+    def superseded(
+        job: JobFacts, version: Version, *, pressed: bool = False, kept: bool = False
+    ) -> str:
+        return real(job, version, pressed=pressed, kept=True)
 
     return [(retention, "superseded", superseded)]
 
@@ -464,6 +506,8 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _free_when_a_newer_one_is_sealed: 0,
     _free_before_the_new_groups_protect: 6,
     _free_while_a_decision_is_pending: 28,
+    _what_others_saved_is_taken_for_ones_own: 6,
+    _what_others_saved_is_freed_before_these_have_saved: 145,
     _abort_what_a_member_sealed: 0,
     _a_restore_whose_trainers_are_gone_stays_pending: 256017,
     _nothing_is_freed: 2,
