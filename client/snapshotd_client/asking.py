@@ -47,7 +47,7 @@ class RestoreQuestion:
             ProtectionTimeout: no decision in time; says what it waits for.
             Refused: the daemon does not take the question.
         """
-        question = pb.ToDaemon(restore=pb.Restore(allow_fresh=allow_fresh))
+        question = pb.ToDaemon(restore=pb.Restore(allow_fresh=allow_fresh, reshard=True))
         while True:
             try:
                 if not self._channel.up:

@@ -8,19 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import cuda, rng, tree
+from snapshotd_client.about import About, held
+from snapshotd_client.accord import Accord, Shared
 from snapshotd_client.copying import Load, Piece, Target
 from snapshotd_client.extents import Extent, Place, gather
-from snapshotd_client.layout import Layout, aligned, lay_out, skeleton_room
-from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory, Leaf, describe, local_piece
+from snapshotd_client.layout import Layout, lay_out, skeleton_room
+from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory, Leaf, local_piece
 from snapshotd_client.overlap import Quiet, watched
 from snapshotd_client.owners import (
+    MODULE,
+    OPTIMIZER,
     STATEFUL,
     check_states,
     collect,
@@ -28,6 +31,7 @@ from snapshotd_client.owners import (
     kind_of,
     optimizer_shapes,
 )
+from snapshotd_client.replicas import Replicas, ReplicasOption
 from snapshotd_client.structure import GROUP_CONSTANTS, Structure
 
 
@@ -44,6 +48,7 @@ class Capture:
         texts: (image offset, bytes): manifest and skeleton.
         watched: tensors whose versions tell whether `resting` was written to.
         versions: theirs, where they were read already.
+        shared: pieces of which other ranks store the rest.
     """
 
     manifest: segment_pb2.Manifest
@@ -54,6 +59,7 @@ class Capture:
     texts: tuple[tuple[int, bytes], ...]
     watched: Sequence[torch.Tensor]
     versions: Sequence[int] | None
+    shared: Sequence[Shared]
     #: Keeps tensors alive whose storages the pieces point into.
     _leaves: Sequence[Leaf]
 
@@ -89,9 +95,10 @@ def plan(
     step: int,
     states: Mapping[str, object],
     values: Mapping[str, object],
+    replicas: ReplicasOption = None,
 ) -> Capture:
     """Collect the whole state by reference and lay out its image; see `Planner`."""
-    return Planner(job, shard, world, states).plan(step, values)
+    return Planner(job, shard, world, states, replicas).plan(step, values)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +106,8 @@ class _Kept:
     """What of a plan is good for the next one, too."""
 
     structure: Structure
+    about: About
+    shared: Sequence[Shared]
     leaves: Sequence[Leaf]
     extents: int  # how many of them these leaves have
     storages: frozenset[int]
@@ -120,13 +129,25 @@ class Planner:
         shard: logical rank.
         world: number of logical ranks.
         states: as given to Snapshotter.
+        replicas: likewise.
+        accord: with the ranks that hold the same; without one they are taken to agree.
 
     Raises:
         UnsupportedState: a state has no name, or is of no kind that can be captured.
     """
 
-    def __init__(self, job: str, shard: int, world: int, states: Mapping[str, object]) -> None:
+    def __init__(
+        self,
+        job: str,
+        shard: int,
+        world: int,
+        states: Mapping[str, object],
+        replicas: ReplicasOption = None,
+        accord: Accord | None = None,
+    ) -> None:
         check_states(states)
+        self._replicas = replicas
+        self._accord = accord
         self._opening = segment_pb2.Manifest(
             format=MANIFEST_FORMAT, job=job, shard=shard, world=world
         )
@@ -162,11 +183,17 @@ class Planner:
         changing, more = self._collect_changing(structure.owners, values, len(constant.leaves))
         leaves = [*constant.leaves, *changing.leaves]
         extents, places = gather([local_piece(leaf.tensor) for leaf in leaves])
+        about = self._about()
+        division = about.divide(leaves, places, extents)
+        if self._accord is not None and not self._accord.divides(step, held(division.shared)):
+            about = self._about(undivided=True)
+            division = about.divide(leaves, places, extents)
         manifest = segment_pb2.Manifest(
-            extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-            tensors=[describe(*pair) for pair in zip(leaves, places, strict=True)],
+            extents=division.described,
+            tensors=[about.entry(*pair) for pair in zip(leaves, places, strict=True)],
             names={name: kind_of(name, state) for name, state in self._states.items()},
             optimizers=optimizer_shapes(self._states),
+            replica_sets=about.replica_sets(),
         )
         manifest.MergeFrom(self._opening)
         skeleton = tree.join([*pickles, *more], pickles.values())
@@ -177,7 +204,7 @@ class Planner:
         count = len(constant.leaves)
         own, others = _storages(constant.leaves), _storages(changing.leaves)
         kept_extents = 1 + max((p.extent for p in places[:count]), default=-1) if own else 0
-        pieces = [Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)]
+        pieces = [Piece(*pair) for pair in zip(layout.offsets, division.stored, strict=True)]
         watching = watched(
             [
                 leaf
@@ -188,10 +215,13 @@ class Planner:
         # Extents of what changes from step to step are found again each time; where they mix with
         # the others, or may be copied later, there is nothing to keep.
         entangled = own & others or any(i >= kept_extents for i in quiet)
+        entangled = entangled or (self._accord is not None and self._accord.undecided)
         if not entangled:
             watching = structure.forms.watch(watching)
         kept = _Kept(
             structure=structure,
+            about=about,
+            shared=held(division.shared[:kept_extents]),
             leaves=constant.leaves,
             extents=kept_extents,
             storages=own,
@@ -207,7 +237,7 @@ class Planner:
         # Reading the state may change it: FSDP2 shards its parameters for it.
         self._kept = kept if not entangled and structure.holds() else None
         moving = [p for i, p in enumerate(pieces) if i not in quiet]
-        return _capture(kept, step, rest, moving, leaves)
+        return _capture(kept, step, rest, moving, leaves, held(division.shared))
 
     def _plan_again(self, kept: _Kept, step: int, values: Mapping[str, object]) -> Capture | None:
         """The plan of the same objects with other bytes; None when more has changed than these."""
@@ -218,23 +248,40 @@ class Planner:
         if kept.storages & _storages(changing.leaves):
             return None
         extents, places = changing.gather()
+        about = self._about_again(kept)
+        division = about.divide(changing.leaves, places, extents)
         places = [
             Place(place.extent + kept.extents, place.offset) if leaf.tensor.numel() else place
             for leaf, place in zip(changing.leaves, places, strict=True)
         ]
         entries = _entry_bytes(
-            [describe(*pair) for pair in zip(changing.leaves, places, strict=True)],
-            [e.nbytes for e in extents],
+            [about.entry(*pair) for pair in zip(changing.leaves, places, strict=True)],
+            division.described,
         )
         if entries != kept.changing:
             return None
         offsets = kept.layout.offsets[kept.extents :]
-        fresh = [Piece(*pair) for pair in zip(offsets, extents, strict=True)]
+        fresh = [Piece(*pair) for pair in zip(offsets, division.stored, strict=True)]
         leaves = [*kept.leaves, *changing.leaves]
         # Where other code was asked for its state, it may have written to what is watched.
         alone = kept.structure.owners >= self._states.keys()
         versions = kept.structure.forms.versions if alone else None
-        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves, versions)
+        shared = [*kept.shared, *held(division.shared)]
+        return _capture(kept, step, rest, [*kept.moving, *fresh], leaves, shared, versions)
+
+    def _about(self, *, undivided: bool = False) -> About:
+        rank, world = self._opening.shard, self._opening.world
+        replicas = Replicas(self._states, self._replicas, rank, world, undivided=undivided)
+        return About(self._states, replicas, rank)
+
+    def _about_again(self, kept: _Kept) -> About:
+        """The same where no tensor that it knows can be gone: those of owners that stayed."""
+        kinds = {name: kind_of(name, s) for name, s in self._states.items()}
+        if all(n in kept.structure.owners for n, k in kinds.items() if k in {MODULE, OPTIMIZER}):
+            return kept.about
+        about = self._about(undivided=kept.about.undivided)
+        about.sets.update(kept.about.sets)
+        return about
 
     def _collect_changing(
         self, constant: frozenset[str], values: Mapping[str, object], first: int
@@ -283,6 +330,7 @@ def _capture(
     rest: bytes,
     moving: Sequence[Piece],
     leaves: Sequence[Leaf],
+    shared: Sequence[Shared],
     versions: Sequence[int] | None = None,
 ) -> Capture:
     layout = kept.layout
@@ -304,6 +352,7 @@ def _capture(
         ),
         watched=kept.watched,
         versions=versions,
+        shared=shared,
         _leaves=leaves,
     )
 
@@ -314,10 +363,13 @@ def _storages(leaves: Sequence[Leaf]) -> frozenset[int]:
 
 
 def _entries(manifest: segment_pb2.Manifest, leaves: int, extents: int) -> list[bytes]:
-    return _entry_bytes(manifest.tensors[leaves:], [e.bytes for e in manifest.extents[extents:]])
+    return _entry_bytes(manifest.tensors[leaves:], manifest.extents[extents:])
 
 
-def _entry_bytes(entries: Sequence[segment_pb2.TensorEntry], sizes: Sequence[int]) -> list[bytes]:
+def _entry_bytes(
+    entries: Sequence[segment_pb2.TensorEntry], extents: Sequence[segment_pb2.StorageExtent]
+) -> list[bytes]:
+    sizes = [(e.bytes, e.part.start, e.part.whole) for e in extents]
     return [*(e.SerializeToString(deterministic=True) for e in entries), repr(sizes).encode()]
 
 
@@ -338,48 +390,11 @@ def survey(states: Mapping[str, object]) -> Survey:
             if kind_of(name, state) != STATEFUL:
                 inventory.take_walk(name, collect(state))
         extents, places = inventory.gather()
+        about = About(states)
         manifest = segment_pb2.Manifest(
             extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-            tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
+            tensors=[about.entry(*pair) for pair in zip(inventory.leaves, places, strict=True)],
             names={name: kind_of(name, state) for name, state in states.items()},
             optimizers=optimizer_shapes(states),
         )
     return Survey(manifest, extents, inventory)
-
-
-def predict_image_bytes(states: Mapping[str, object]) -> int:
-    """What a snapshot of `states` will need, in bytes, as far as it is known now.
-
-    Optimizers that have not stepped yet hold no state; theirs is estimated from the local
-    parameters: two tensors of the parameter's size for each of the Adam family and for
-    optimizers not known here, one for SGD with momentum, none for SGD without. Keyword values
-    are not known and not counted.
-    """
-    known = plan("", 0, 1, 0, states, {}).image_bytes
-    optimizers = [s for s in states.values() if isinstance(s, torch.optim.Optimizer)]
-    return known + sum(_missing_state_bytes(optimizer) for optimizer in optimizers)
-
-
-#: Manifest entry, pickle mark, alignment and scalar step counters of one parameter's state.
-_OVERHEAD_BYTES: Final = 1024
-
-
-def _missing_state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    total = 0
-    for group in optimizer.param_groups:
-        copies = _state_copies(optimizer, group)
-        for parameter in group["params"]:
-            if parameter.requires_grad and not optimizer.state.get(parameter) and copies:
-                piece = local_piece(parameter)
-                total += copies * aligned(piece.numel() * piece.itemsize) + _OVERHEAD_BYTES
-    return total
-
-
-def _state_copies(optimizer: torch.optim.Optimizer, group: Mapping[str, object]) -> int:
-    match type(optimizer).__name__:
-        case "SGD":
-            return 1 if group.get("momentum") else 0
-        case "RMSprop":
-            return 1 + bool(group.get("momentum")) + bool(group.get("centered"))
-        case _:
-            return 3 if group.get("amsgrad") else 2

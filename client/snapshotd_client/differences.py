@@ -98,6 +98,29 @@ def _ties(saved: segment_pb2.Manifest, live: segment_pb2.Manifest) -> Iterator[s
             yield f"{', '.join(name for _, name in group)}: one memory in {where} only"
 
 
+def tie_differences(saved: segment_pb2.Manifest, live: segment_pb2.Manifest) -> list[str]:
+    """As in `differences`, for two layouts: by plain names."""
+    old_names, new_names = (
+        {e.fqn for e in in_place(m).values() if all(e.shape)} for m in (saved, live)
+    )
+    old, new = _tied_names(saved), _tied_names(live)
+    return [
+        f"{', '.join(sorted(group))}: one memory in "
+        f"{'the snapshot' if group in old else 'this run'} only"
+        for group in sorted(old ^ new, key=sorted)
+        if group <= old_names and group <= new_names
+    ]
+
+
+def _tied_names(manifest: segment_pb2.Manifest) -> set[frozenset[str]]:
+    groups: dict[tuple[object, ...], set[str]] = defaultdict(set)
+    for entry in in_place(manifest).values():
+        if all(entry.shape):
+            form = (entry.dtype, *entry.shape)
+            groups[entry.extent, entry.extent_offset, form].add(entry.fqn)
+    return {frozenset(group) for group in groups.values() if len(group) > 1}
+
+
 def _tied(manifest: segment_pb2.Manifest) -> set[tuple[_Key, ...]]:
     groups: dict[tuple[object, ...], list[_Key]] = defaultdict(list)
     for key, entry in in_place(manifest).items():

@@ -5,6 +5,7 @@
     SnapshotdClientError
     ├── UnsupportedState     the caller: a state that cannot be captured exactly
     ├── StateMismatch        the caller: this run is not the one the snapshot was taken of
+    ├── ReplicasDiverged     the training: ranks that should hold the same do not
     ├── StateChanged         the caller: a tensor is another one than at the last snapshot
     ├── WrongUse             the caller: rank, job or order of calls that cannot be right
     ├── InexactRestore       a `load_state_dict` that does not give back what it was given
@@ -74,6 +75,26 @@ class StateChanged(SnapshotdClientError):
     """A tensor has another shape or dtype than at the last snapshot."""
 
 
+class ReplicasDiverged(SnapshotdClientError):
+    """Ranks that hold the same state have different bytes of it; older snapshots are untouched.
+
+    Attributes:
+        differences: a sentence for each tensor, all of them, with the ranks.
+    """
+
+    def __init__(self, step: int, differences: Sequence[str]) -> None:
+        shown = "; ".join(differences[:MAX_SHOWN])
+        rest = len(differences) - MAX_SHOWN
+        more = f"; and {rest} more" if rest > 0 else ""
+        super().__init__(
+            f"after step {step} replicas differ: {shown}{more}",
+            "Training has gone wrong on some rank (hardware, or an update that is not the same "
+            "everywhere): restart from the last snapshot. Where these are no replicas, leave them "
+            "out of replicas=",
+        )
+        self.differences = tuple(differences)
+
+
 class WrongUse(SnapshotdClientError):
     """A rank, a job name or an order of calls that cannot be right."""
 
@@ -107,7 +128,7 @@ class CannotProtect(Refused):
 
 
 class WorldChanged(Refused):
-    """The job was saved by another number of ranks, which is not restored yet."""
+    """The job was saved by another number of ranks, and some rank cannot take that up."""
 
 
 class ProtectionTimeout(SnapshotdClientError):

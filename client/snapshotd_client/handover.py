@@ -15,6 +15,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import capture as capturing
 from snapshotd_client import cuda
+from snapshotd_client.accord import Accord
 from snapshotd_client.buffers import Buffers, Reading
 from snapshotd_client.channel import Channel
 from snapshotd_client.copying import Load
@@ -25,6 +26,7 @@ from snapshotd_client.identity import Identity
 from snapshotd_client.layout import Layout
 from snapshotd_client.overlap import Watch
 from snapshotd_client.readying import Readying
+from snapshotd_client.replicas import ReplicasOption
 from snapshotd_client.staging import Staging
 from snapshotd_client.trained import trained_ranges
 
@@ -51,6 +53,8 @@ class Handover:
         who: this trainer.
         max_stall_s: longest wait for the daemon in one snapshot, the copy not counted.
         overlap: "off" copies everything before `begin` returns.
+        replicas: as in Snapshotter.
+        accord: with the ranks that hold the same.
 
     Attributes:
         torn: snapshots that were discarded because the state moved under the copy.
@@ -64,10 +68,15 @@ class Handover:
         who: Identity,
         max_stall_s: float,
         overlap: Overlap,
+        replicas: ReplicasOption,
+        accord: Accord,
     ) -> None:
         self._channel = channel
         self._max_stall_s = max_stall_s
-        self._planner = capturing.Planner(who.job, who.rank, who.world_size, states)
+        self._accord = accord
+        self._planner = capturing.Planner(
+            who.job, who.rank, who.world_size, states, replicas, accord
+        )
         self._buffers = Buffers()
         self._staging = Staging()
         self._shapes: dict[str, tuple[str, tuple[int, ...]]] = {}
@@ -121,15 +130,22 @@ class Handover:
         else:
             self._readying.fly()
 
-    def begin(self, step: int, values: Mapping[str, object]) -> None:
+    def begin(self, step: int, number: int, values: Mapping[str, object]) -> None:
         """Snapshot the state of a step; what became of it, `collect` says.
 
+        Args:
+            step: which one.
+            number: of this snapshot, as all ranks count them.
+            values: keyword values.
+
         Raises:
+            ReplicasDiverged: ranks that should hold the same do not.
             StateChanged: a tensor has another shape or dtype than at the last snapshot.
         """
         assert self._flight is None, "the one before has been collected"
         captured = self._planner.plan(step, values)
         trained = self._look_at(captured)
+        self._accord.check(step, number, captured.shared)
         point("trainer.step.planned")
         aside = self._overlap and _fits_aside(captured)
         cargo = Cargo(

@@ -175,11 +175,12 @@ def describe(leaf: Leaf, place: Place) -> segment_pb2.TensorEntry:
         owner=leaf.owner,
     )
     if isinstance(leaf.tensor, DTensor):
-        entry.dtensor.CopyFrom(_describe_dtensor(leaf.name, leaf.tensor))
+        entry.dtensor.CopyFrom(describe_dtensor(leaf.name, leaf.tensor))
     return entry
 
 
-def _describe_dtensor(name: str, tensor: DTensor) -> segment_pb2.DTensorSpec:
+def describe_dtensor(name: str, tensor: DTensor) -> segment_pb2.DTensorSpec:
+    """How a DTensor is spread; `name` is for the error."""
     shape, dim_names = mesh_key(tensor)
     return segment_pb2.DTensorSpec(
         global_shape=tensor.shape,

@@ -10,6 +10,7 @@ import torch
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client.errors import UnsupportedState
 from snapshotd_client.leaves import label
+from snapshotd_client.names import Names
 
 MODULE: Final = "module"
 OPTIMIZER: Final = "optimizer"
@@ -64,12 +65,7 @@ def cuda_devices(states: Mapping[str, object]) -> set[int]:
 
 
 def optimizer_shapes(states: Mapping[str, object]) -> list[segment_pb2.OptimizerShape]:
-    names = {
-        id(parameter): f"{owner}.{name}"
-        for owner, state in states.items()
-        if isinstance(state, torch.nn.Module)
-        for name, parameter in state.named_parameters()
-    }
+    names = Names(states).parameters
     return [
         segment_pb2.OptimizerShape(
             name=owner,

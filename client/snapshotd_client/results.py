@@ -15,8 +15,13 @@ class Restored:
         tier: where it came from, for the whole job: "local" (every rank from its own node) or
             "group" (some shard was copied or decoded from other nodes).
         values: the keyword values given to `step()` then.
-        bytes_copied: of this rank's shard, brought over from another node.
-        bytes_decoded: of this rank's shard, rebuilt from the erasure code.
+        bytes_copied: of the shards that this rank's state was in, brought over from another node.
+        bytes_decoded: of these, rebuilt from the erasure code.
+        bytes_received: over the network, for what its own shard did not have: by its node for
+            another layout, or by itself from ranks that hold the same.
+        saved_world: how many ranks saved it.
+        skipped: what did not fit and was left as it was, with `strict=False`; sentences.
+        rng: "restored", or "seeded" anew, from job, step and rank, after another number of ranks.
         waited_s: from the question to the daemons' answer.
         staged_s: of that, what it took to have this rank's shard on its node, verified.
         loaded_s: from the answer until the state was back.
@@ -27,6 +32,10 @@ class Restored:
     values: dict[str, Any] = field(default_factory=dict)
     bytes_copied: int = 0
     bytes_decoded: int = 0
+    bytes_received: int = 0
+    saved_world: int = 0
+    skipped: tuple[str, ...] = ()
+    rng: str = "restored"
     waited_s: float = 0.0
     staged_s: float = 0.0
     loaded_s: float = 0.0

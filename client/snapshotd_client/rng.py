@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 import sys
 from array import array
@@ -56,6 +57,16 @@ def restore(state: RngState, cuda_devices: Iterable[int] = ()) -> None:
     indices = here if len(here) == len(saved) else [index for index, _ in saved]
     for index, (_, generator_state) in zip(indices, saved, strict=True):
         torch.cuda.set_rng_state(generator_state.cpu(), index)
+
+
+def seed(text: str) -> None:
+    """Seed every generator of this process from a text: equal texts, equal numbers."""
+    digest = hashlib.sha256(text.encode()).digest()
+    random.seed(digest)
+    numpy = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(int.from_bytes(digest[:4], "little"))
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def _packed(state: tuple[Any, ...]) -> tuple[int, bytes, float | None]:

@@ -13,7 +13,6 @@ import time
 import uuid
 import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Literal, Self
@@ -21,8 +20,8 @@ from typing import Literal, Self
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import capture as capturing
-from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, prepared, refusal_of
+from snapshotd_client.accord import Accord
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, prepared
 from snapshotd_client.channel import Channel
 from snapshotd_client.errors import (
     NoDaemon,
@@ -36,8 +35,10 @@ from snapshotd_client.launch import this_launch
 from snapshotd_client.lock import TrainerLock
 from snapshotd_client.news import News
 from snapshotd_client.owners import check_states
-from snapshotd_client.restoring import bring_back
+from snapshotd_client.predicting import predict_image_bytes
+from snapshotd_client.replicas import Replicas, ReplicasOption
 from snapshotd_client.results import Restored, Status
+from snapshotd_client.returning import Returning
 from snapshotd_client.waiting import Deadline
 from snapshotd_client.wires import DaemonGone
 
@@ -67,6 +68,11 @@ class Snapshotter:
             captured optimizer wait for the rest. "off" copies everything before `step` returns:
             for training that writes to parameters between two optimizer steps in ways torch does
             not count (`.data`, foreign kernels, replayed CUDA graphs).
+        replicas: the ranks that hold the same plain tensors as this one, as a process group or
+            a list; or these by the name of a state. Each then stores a share of them. DTensors
+            and modules wrapped in DistributedDataParallel, with torch's optimizers, need none.
+        check_replicas_every: replicas are compared at the first snapshot; and, where this is
+            given, at every that many snapshots, all ranks together.
 
     Raises:
         UnsupportedState: a value of `states` cannot be captured.
@@ -88,6 +94,8 @@ class Snapshotter:
         required: bool = True,
         max_stall_s: float = 1.0,
         overlap: Overlap = "on",
+        replicas: ReplicasOption = None,
+        check_replicas_every: int = 0,
     ) -> None:
         if overlap not in ("on", "off"):
             raise WrongUse(f"overlap is {overlap!r}", 'It is "on" or "off"')
@@ -96,8 +104,13 @@ class Snapshotter:
                 f"interval_steps is {interval_steps}, max_stall_s is {max_stall_s}",
                 "Both are at least 1 and above 0",
             )
+        if check_replicas_every < 0:
+            raise WrongUse(
+                f"check_replicas_every is {check_replicas_every}", "It is 0 or more snapshots"
+            )
         check_states(states)
         self._states = dict(states)
+        self._replicas = replicas
         self._interval_steps = interval_steps
         self._max_stall_s = max_stall_s
         self._who = identify(
@@ -108,6 +121,7 @@ class Snapshotter:
             local_rank=local_rank,
             run_dir=run_dir,
         )
+        Replicas(self._states, replicas, self._who.rank, self._who.world_size)  # says what is wrong
         self._launch = this_launch()
         self._decision: node_pb2.DecisionId | None = None
         self._alone = False  # restore() found no daemon, and none is required
@@ -127,7 +141,24 @@ class Snapshotter:
             self._attach,
             self._news.take,
         )
-        self._handover = Handover(self._states, self._channel, self._who, max_stall_s, overlap)
+        self._handover = Handover(
+            self._states,
+            self._channel,
+            self._who,
+            max_stall_s,
+            overlap,
+            replicas,
+            Accord(self._who, check_replicas_every),
+        )
+        self._returning = Returning(
+            self._channel,
+            self._lock,
+            self._who,
+            self._states,
+            required=required,
+            report=self._news.report,
+            spent=self._handover.unmap_later,
+        )
         try:
             self._connect()
         except BaseException:
@@ -140,6 +171,8 @@ class Snapshotter:
         self,
         on_lost: Literal["raise", "fresh"] = "raise",
         timeout_s: float = RESTORE_TIMEOUT_S,
+        *,
+        strict: bool = True,
     ) -> Restored | None:
         """Bring back the job's newest restorable step, the same on all ranks; call it once, first.
 
@@ -147,6 +180,8 @@ class Snapshotter:
             on_lost: "fresh" starts anew where a job that had snapshots cannot be restored; all
                 ranks must say so. The old snapshots are then given up.
             timeout_s: longest wait for all ranks and for the daemons' decision.
+            strict: False leaves as it is what the snapshot does not have, or has in another
+                shape, and passes over what only it has: `Restored.skipped` lists both.
 
         Returns:
             None on the very first start of a job; and, where no daemon is required, when none
@@ -155,19 +190,21 @@ class Snapshotter:
         Raises:
             SnapshotLost: the job had a restore point and it cannot be restored; says, shard by
                 shard, what was found and what is lacking.
-            WorldChanged: the restore point was made by another number of ranks.
+            WorldChanged: another number of ranks made the restore point, and some rank cannot
+                take that up.
             CannotProtect: the job's nodes are too few for the parity; `on_lost` does not help.
-            StateMismatch: the snapshot is of another model; nothing live was changed.
+            StateMismatch: the snapshot is of another model, or this layout cannot hold it;
+                nothing live was changed.
             NoDaemon: no daemon answers in time, and it is required.
             ProtectionTimeout: no decision in time; says what it waits for.
         """
         if on_lost not in ("raise", "fresh"):
             raise WrongUse(f"on_lost is {on_lost!r}", 'It is "raise" or "fresh"')
         self._check_open()
-        asked_s = time.monotonic()
-        reply = self._ask_restore(allow_fresh=on_lost == "fresh", timeout_s=timeout_s)
-        answered_s = time.monotonic()
-        if reply is None:
+        found = self._returning.come_back(
+            allow_fresh=on_lost == "fresh", strict=strict, timeout_s=timeout_s
+        )
+        if found is None:
             self._alone = True
             warnings.warn(
                 "restore() has no daemon to ask: nothing is restored, also where the job has "
@@ -176,25 +213,9 @@ class Snapshotter:
                 stacklevel=2,
             )
             return None
-        decision = reply.decision
-        if decision.WhichOneof("outcome") == "refusal":
-            raise refusal_of(decision)
-        spent = self._handover.unmap_later
-        restored = (
-            bring_back(reply, self._who, self._states, spent)
-            if decision.HasField("restore")
-            else None
-        )
-        self._decision = decision.id
+        self._decision, restored = found
         self._news.forget_committed()
         self._next_step = restored.step + 1 if restored else 0
-        if restored is not None:
-            restored = replace(
-                restored,
-                waited_s=answered_s - asked_s,
-                staged_s=reply.staged_s,
-                loaded_s=time.monotonic() - answered_s,
-            )
         # Who comes back is in a hurry.
         self._handover.make_ready(prepared(self._channel), at_once=restored is None)
         point("trainer.restore.finished")
@@ -213,6 +234,7 @@ class Snapshotter:
         Raises:
             WrongUse: before `restore`, or a step that does not grow.
             StateChanged: a tensor has another shape or dtype than at the last snapshot.
+            ReplicasDiverged: ranks that should hold the same bytes do not.
         """
         self._check_open()
         if self._decision is None and not self._alone and (self._required or self._channel.up):
@@ -349,7 +371,9 @@ class Snapshotter:
             restart_count=who.restart_count,
             shard=who.rank,
             world=who.world_size,
-            predicted_image_bytes=capturing.predict_image_bytes(self._states),
+            predicted_image_bytes=predict_image_bytes(
+                self._states, self._replicas, who.rank, who.world_size
+            ),
             client_version=CLIENT_VERSION,
             decision=self._decision,
             passed_step=self._next_step,
@@ -381,20 +405,6 @@ class Snapshotter:
         if self._closed:
             raise WrongUse("this Snapshotter is closed", "Make a new one")
 
-    # -- restoring
-
-    def _ask_restore(self, *, allow_fresh: bool, timeout_s: float) -> pb.Restored | None:
-        """The daemons' answer; None where there is none to ask, and none is required."""
-        question = RestoreQuestion(self._channel, required=self._required, report=self._news.report)
-        try:
-            if not self._lock.held:  # at construction there was no directory to hold it in
-                self._lock.acquire()
-        except NoDaemon:
-            if self._required:
-                raise
-            return None
-        return question.ask(allow_fresh=allow_fresh, deadline=Deadline(timeout_s))
-
     # -- snapshots
 
     def _snapshot(self, step: int, values: Mapping[str, object]) -> None:
@@ -407,7 +417,7 @@ class Snapshotter:
         except Refused as error:
             self._miss(step, f"protected: {error}")
         else:
-            self._handover.begin(step, values)
+            self._handover.begin(step, step // self._interval_steps, values)
             if not self._handover.busy:
                 self._collect()
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import io
 import pickle  # noqa: TID251  # the one place that may: user state is opaque, and only read here
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from typing import Any, Final
 
 import torch
@@ -104,7 +104,40 @@ def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:
     return trees
 
 
-class _TreePickler(pickle.Pickler):
+def dump_marked(trees: Mapping[str, object], mark: Callable[[torch.Tensor], TensorMark]) -> bytes:
+    """A whole skeleton of trees that were read by `load`, and whose tensors stand for others.
+
+    Args:
+        trees: by owner.
+        mark: what to write for a tensor of them.
+    """
+    stream = io.BytesIO()
+    for state_tree in trees.values():
+        _MarkedPickler(stream, mark).dump(state_tree)
+    return join([*trees], [stream.getvalue()])
+
+
+class _WrapperPickler(pickle.Pickler):
+    def reducer_override(self, obj: object) -> Any:
+        if not isinstance(obj, torch.Tensor):
+            return NotImplemented
+        attributes, context = obj.__tensor_flatten__()  # type: ignore[attr-defined]  # is_wrapper
+        inner = {name: getattr(obj, name) for name in attributes}
+        return _rewrap, (type(obj), inner, context, tuple(obj.shape), obj.stride())
+
+
+class _MarkedPickler(_WrapperPickler):
+    def __init__(self, stream: io.BytesIO, mark: Callable[[torch.Tensor], TensorMark]) -> None:
+        super().__init__(stream, protocol=PICKLE_PROTOCOL)
+        self._mark = mark
+
+    def persistent_id(self, obj: object) -> object:
+        if not isinstance(obj, torch.Tensor) or is_wrapper(obj):
+            return None
+        return astuple(self._mark(obj))
+
+
+class _TreePickler(_WrapperPickler):
     def __init__(self, stream: io.BytesIO, owner: str, inventory: Inventory) -> None:
         super().__init__(stream, protocol=PICKLE_PROTOCOL)
         self._owner = owner
@@ -115,14 +148,7 @@ class _TreePickler(pickle.Pickler):
             return None
         index = self._inventory.take(self._owner, obj)
         hidden = self._inventory.leaf(index).hidden
-        return index, _tensor_class(obj), obj.is_conj(), obj.is_neg(), hidden
-
-    def reducer_override(self, obj: object) -> Any:
-        if not isinstance(obj, torch.Tensor):
-            return NotImplemented
-        attributes, context = obj.__tensor_flatten__()  # type: ignore[attr-defined]  # is_wrapper
-        inner = {name: getattr(obj, name) for name in attributes}
-        return _rewrap, (type(obj), inner, context, tuple(obj.shape), obj.stride())
+        return index, tensor_class(obj), obj.is_conj(), obj.is_neg(), hidden
 
 
 class _TreeUnpickler(pickle.Unpickler):
@@ -146,7 +172,8 @@ class _TreeUnpickler(pickle.Unpickler):
             ) from error
 
 
-def _tensor_class(tensor: torch.Tensor) -> type[torch.Tensor]:
+def tensor_class(tensor: torch.Tensor) -> type[torch.Tensor]:
+    """As in TensorMark."""
     if isinstance(tensor, torch.distributed.tensor.DTensor):
         return torch.nn.Parameter if isinstance(tensor, torch.nn.Parameter) else torch.Tensor
     return type(tensor)

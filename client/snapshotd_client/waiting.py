@@ -17,6 +17,10 @@ class Deadline:
     def over(self) -> bool:
         return time.monotonic() >= self._end_s
 
+    def left_s(self) -> float:
+        """What is left, at least 0."""
+        return self.slice_s(self.timeout_s)
+
     def slice_s(self, most_s: float) -> float:
         """What is left, at most `most_s`, at least 0."""
         return max(0.0, min(most_s, self._end_s - time.monotonic()))

@@ -8,7 +8,7 @@ from typing import Final
 #: Raised whenever a message or a file changes in a way an older reader would misread.
 PROTOCOL_VERSION: Final = 1
 SEGMENT_FORMAT: Final = 1
-MANIFEST_FORMAT: Final = 2
+MANIFEST_FORMAT: Final = 3
 
 #: The header page: one page, so that one pwrite replaces it whole.
 HEADER_BYTES: Final = 4096

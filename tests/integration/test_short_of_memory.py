@@ -8,7 +8,7 @@ from pathlib import Path
 
 from snapshotd.memory.preflight import snapshot_need
 from snapshotd.wire.v1 import node_pb2 as pb
-from snapshotd_client.capture import predict_image_bytes
+from snapshotd_client.predicting import predict_image_bytes
 from tests.integration.cluster import Cluster, Node, eventually
 from tests.integration.ranks import Job, Rank, homes
 

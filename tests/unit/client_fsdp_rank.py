@@ -15,6 +15,7 @@ from snapshotd_client import apply, capture
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.exact import same_bits
 from snapshotd_client.overlap import Watch
+from snapshotd_client.predicting import predict_image_bytes
 
 
 def build(mesh, seed, width=10):
@@ -88,7 +89,7 @@ def main(rank: int, store: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("dp",))
     first = build(mesh, seed=1)
-    predicted = capture.predict_image_bytes(first)
+    predicted = predict_image_bytes(first)
     torch.manual_seed(100 + rank)
     train(first, 3)
     plan = capture.plan("job", rank, 2, 3, first, {"averaged": first["model"][0].weight})

@@ -107,7 +107,7 @@ def test_another_format_and_no_manifest_at_all():
     manifest = segment_pb2.Manifest.FromString(bytes(image[:manifest_bytes]))
     manifest.format = 77
     assert refusal((manifest.SerializeToString(), manifest.ByteSize()), states_of()) == [
-        "manifest format: snapshot 77, this client reads 2"
+        "manifest format: snapshot 77, this client reads 3"
     ]
     assert "cannot be read" in refusal((b"\xff" * 64, 64), states_of())[0]
 

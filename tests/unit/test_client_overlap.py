@@ -14,6 +14,7 @@ from torch import nn
 
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import apply, buffers, forms, tree
+from snapshotd_client.accord import Accord
 from snapshotd_client.handover import TORN_IN_A_ROW, Handover
 from snapshotd_client.identity import identify
 from snapshotd_client.wires import DaemonGone
@@ -73,7 +74,7 @@ class Job:
         who = identify({}, job="j", rank=0, world_size=1, local_rank=0, run_dir="/none")
         self.desk = desk
         self.train()
-        self.handover = Handover(self.states, desk, who, 20.0, overlap)
+        self.handover = Handover(self.states, desk, who, 20.0, overlap, None, Accord(who))
         self.step = 0
 
     def train(self) -> None:

@@ -20,6 +20,7 @@ from snapshotd_client import apply as apply_module
 from snapshotd_client import capture
 from snapshotd_client.errors import InexactRestore, StateMismatch, UnsupportedState
 from snapshotd_client.exact import same_bits
+from snapshotd_client.predicting import predict_image_bytes
 
 
 def image_of(states, values=None, step=1):
@@ -346,7 +347,7 @@ def test_the_prediction_covers_the_first_snapshot(factory):
     extra = {"momentum": 0.9} if "momentum" in factory else {}
     opt = getattr(torch.optim, factory.split()[0])(model.parameters(), lr=0.1, **extra)
     states = {"model": model, "opt": opt}
-    predicted = capture.predict_image_bytes(states)
+    predicted = predict_image_bytes(states)
     model(torch.ones(40)).sum().backward()
     opt.step()
     actual = len(image_of(states)[0])

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsnapshotd/wire/v1/segment.proto\x12\x11snapshotd.wire.v1\"&\n\x07Version\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\"J\n\x0bParityPlace\x12\x0e\n\x06shards\x18\x01 \x03(\r\x12\x0e\n\x06parity\x18\x02 \x01(\r\x12\x0e\n\x06stripe\x18\x03 \x01(\r\x12\x0b\n\x03row\x18\x04 \x01(\r\"\xec\x02\n\rSegmentHeader\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.snapshotd.wire.v1.SegmentKind\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.snapshotd.wire.v1.SegmentState\x12\x16\n\x0eimage_capacity\x18\x03 \x01(\x04\x12\x17\n\x0frecord_capacity\x18\x04 \x01(\x04\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x0b\n\x03job\x18\x06 \x01(\t\x12+\n\x07version\x18\x07 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12\r\n\x05shard\x18\x08 \x01(\r\x12-\n\x05place\x18\t \x01(\x0b\x32\x1e.snapshotd.wire.v1.ParityPlace\x12\x13\n\x0bimage_bytes\x18\n \x01(\x04\x12\x14\n\x0crecord_bytes\x18\x0b \x01(\x04\x12\x15\n\rrecord_digest\x18\x0c \x01(\x0c\"\xc0\x01\n\nSealRecord\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05world\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12+\n\x07version\x18\x04 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12\x13\n\x0bimage_bytes\x18\x05 \x01(\x04\x12\x16\n\x0emanifest_bytes\x18\x06 \x01(\x04\x12\x15\n\rgrain_digests\x18\x07 \x01(\x0c\x12\x16\n\x0e\x63ontent_digest\x18\x08 \x01(\x0c\"\x97\x01\n\x0cParityRecord\x12-\n\x05place\x18\x01 \x01(\x0b\x32\x1e.snapshotd.wire.v1.ParityPlace\x12,\n\x05group\x18\x02 \x03(\x0b\x32\x1d.snapshotd.wire.v1.SealRecord\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x15\n\rgrain_digests\x18\x04 \x01(\x0c\"4\n\rStorageExtent\x12\x14\n\x0cimage_offset\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"\xdc\x01\n\x0bTensorEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06stride\x18\x04 \x03(\x03\x12\x0e\n\x06\x65xtent\x18\x05 \x01(\r\x12\x15\n\rextent_offset\x18\x06 \x01(\x04\x12\x13\n\x0b\x64\x65vice_type\x18\x07 \x01(\t\x12\x15\n\rrequires_grad\x18\x08 \x01(\x08\x12/\n\x07\x64tensor\x18\t \x01(\x0b\x32\x1e.snapshotd.wire.v1.DTensorSpec\x12\r\n\x05owner\x18\n \x01(\t\"z\n\x0b\x44TensorSpec\x12\x14\n\x0cglobal_shape\x18\x01 \x03(\x03\x12\x15\n\rglobal_stride\x18\x02 \x03(\x03\x12\x12\n\nplacements\x18\x03 \x03(\t\x12\x12\n\nmesh_shape\x18\x04 \x03(\x03\x12\x16\n\x0emesh_dim_names\x18\x05 \x03(\t\"$\n\x0eParameterGroup\x12\x12\n\nparameters\x18\x01 \x03(\t\"_\n\x0eOptimizerShape\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x31\n\x06groups\x18\x03 \x03(\x0b\x32!.snapshotd.wire.v1.ParameterGroup\"\x87\x03\n\x08Manifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\r\n\x05world\x18\x03 \x01(\r\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x31\n\x07\x65xtents\x18\x06 \x03(\x0b\x32 .snapshotd.wire.v1.StorageExtent\x12/\n\x07tensors\x18\x07 \x03(\x0b\x32\x1e.snapshotd.wire.v1.TensorEntry\x12\x32\n\x08skeleton\x18\x08 \x01(\x0b\x32 .snapshotd.wire.v1.StorageExtent\x12\x35\n\x05names\x18\t \x03(\x0b\x32&.snapshotd.wire.v1.Manifest.NamesEntry\x12\x35\n\noptimizers\x18\n \x03(\x0b\x32!.snapshotd.wire.v1.OptimizerShape\x1a,\n\nNamesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*[\n\x0bSegmentKind\x12\x1c\n\x18SEGMENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SEGMENT_KIND_DATA\x10\x01\x12\x17\n\x13SEGMENT_KIND_PARITY\x10\x02*z\n\x0cSegmentState\x12\x1d\n\x19SEGMENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEGMENT_STATE_FREE\x10\x01\x12\x19\n\x15SEGMENT_STATE_WRITING\x10\x02\x12\x18\n\x14SEGMENT_STATE_SEALED\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fsnapshotd/wire/v1/segment.proto\x12\x11snapshotd.wire.v1\"&\n\x07Version\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\"J\n\x0bParityPlace\x12\x0e\n\x06shards\x18\x01 \x03(\r\x12\x0e\n\x06parity\x18\x02 \x01(\r\x12\x0e\n\x06stripe\x18\x03 \x01(\r\x12\x0b\n\x03row\x18\x04 \x01(\r\"\xec\x02\n\rSegmentHeader\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.snapshotd.wire.v1.SegmentKind\x12.\n\x05state\x18\x02 \x01(\x0e\x32\x1f.snapshotd.wire.v1.SegmentState\x12\x16\n\x0eimage_capacity\x18\x03 \x01(\x04\x12\x17\n\x0frecord_capacity\x18\x04 \x01(\x04\x12\x12\n\ncluster_id\x18\x05 \x01(\t\x12\x0b\n\x03job\x18\x06 \x01(\t\x12+\n\x07version\x18\x07 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12\r\n\x05shard\x18\x08 \x01(\r\x12-\n\x05place\x18\t \x01(\x0b\x32\x1e.snapshotd.wire.v1.ParityPlace\x12\x13\n\x0bimage_bytes\x18\n \x01(\x04\x12\x14\n\x0crecord_bytes\x18\x0b \x01(\x04\x12\x15\n\rrecord_digest\x18\x0c \x01(\x0c\"\xc0\x01\n\nSealRecord\x12\x0b\n\x03job\x18\x01 \x01(\t\x12\r\n\x05world\x18\x02 \x01(\r\x12\r\n\x05shard\x18\x03 \x01(\r\x12+\n\x07version\x18\x04 \x01(\x0b\x32\x1a.snapshotd.wire.v1.Version\x12\x13\n\x0bimage_bytes\x18\x05 \x01(\x04\x12\x16\n\x0emanifest_bytes\x18\x06 \x01(\x04\x12\x15\n\rgrain_digests\x18\x07 \x01(\x0c\x12\x16\n\x0e\x63ontent_digest\x18\x08 \x01(\x0c\"\x97\x01\n\x0cParityRecord\x12-\n\x05place\x18\x01 \x01(\x0b\x32\x1e.snapshotd.wire.v1.ParityPlace\x12,\n\x05group\x18\x02 \x03(\x0b\x32\x1d.snapshotd.wire.v1.SealRecord\x12\x13\n\x0bimage_bytes\x18\x03 \x01(\x04\x12\x15\n\rgrain_digests\x18\x04 \x01(\x0c\"[\n\rStorageExtent\x12\x14\n\x0cimage_offset\x18\x01 \x01(\x04\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\x12%\n\x04part\x18\x03 \x01(\x0b\x32\x17.snapshotd.wire.v1.Part\"$\n\x04Part\x12\r\n\x05start\x18\x01 \x01(\x04\x12\r\n\x05whole\x18\x02 \x01(\x04\"\xb2\x02\n\x0bTensorEntry\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05\x64type\x18\x02 \x01(\t\x12\r\n\x05shape\x18\x03 \x03(\x03\x12\x0e\n\x06stride\x18\x04 \x03(\x03\x12\x0e\n\x06\x65xtent\x18\x05 \x01(\r\x12\x15\n\rextent_offset\x18\x06 \x01(\x04\x12\x13\n\x0b\x64\x65vice_type\x18\x07 \x01(\t\x12\x15\n\rrequires_grad\x18\x08 \x01(\x08\x12/\n\x07\x64tensor\x18\t \x01(\x0b\x32\x1e.snapshotd.wire.v1.DTensorSpec\x12\r\n\x05owner\x18\n \x01(\t\x12\x0b\n\x03\x66qn\x18\x0b \x01(\t\x12\x14\n\x0cglobal_shape\x18\x0c \x03(\x03\x12\x0e\n\x06offset\x18\r \x03(\x03\x12\x11\n\tscattered\x18\x0e \x01(\x08\x12\x0e\n\x06\x63opies\x18\x0f \x01(\r\"\x1b\n\nReplicaSet\x12\r\n\x05ranks\x18\x01 \x03(\r\"z\n\x0b\x44TensorSpec\x12\x14\n\x0cglobal_shape\x18\x01 \x03(\x03\x12\x15\n\rglobal_stride\x18\x02 \x03(\x03\x12\x12\n\nplacements\x18\x03 \x03(\t\x12\x12\n\nmesh_shape\x18\x04 \x03(\x03\x12\x16\n\x0emesh_dim_names\x18\x05 \x03(\t\"$\n\x0eParameterGroup\x12\x12\n\nparameters\x18\x01 \x03(\t\"_\n\x0eOptimizerShape\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04type\x18\x02 \x01(\t\x12\x31\n\x06groups\x18\x03 \x03(\x0b\x32!.snapshotd.wire.v1.ParameterGroup\"\xbc\x03\n\x08Manifest\x12\x0e\n\x06\x66ormat\x18\x01 \x01(\r\x12\x0b\n\x03job\x18\x02 \x01(\t\x12\r\n\x05world\x18\x03 \x01(\r\x12\r\n\x05shard\x18\x04 \x01(\r\x12\x0c\n\x04step\x18\x05 \x01(\x04\x12\x31\n\x07\x65xtents\x18\x06 \x03(\x0b\x32 .snapshotd.wire.v1.StorageExtent\x12/\n\x07tensors\x18\x07 \x03(\x0b\x32\x1e.snapshotd.wire.v1.TensorEntry\x12\x32\n\x08skeleton\x18\x08 \x01(\x0b\x32 .snapshotd.wire.v1.StorageExtent\x12\x35\n\x05names\x18\t \x03(\x0b\x32&.snapshotd.wire.v1.Manifest.NamesEntry\x12\x35\n\noptimizers\x18\n \x03(\x0b\x32!.snapshotd.wire.v1.OptimizerShape\x12\x33\n\x0creplica_sets\x18\x0b \x03(\x0b\x32\x1d.snapshotd.wire.v1.ReplicaSet\x1a,\n\nNamesEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01*[\n\x0bSegmentKind\x12\x1c\n\x18SEGMENT_KIND_UNSPECIFIED\x10\x00\x12\x15\n\x11SEGMENT_KIND_DATA\x10\x01\x12\x17\n\x13SEGMENT_KIND_PARITY\x10\x02*z\n\x0cSegmentState\x12\x1d\n\x19SEGMENT_STATE_UNSPECIFIED\x10\x00\x12\x16\n\x12SEGMENT_STATE_FREE\x10\x01\x12\x19\n\x15SEGMENT_STATE_WRITING\x10\x02\x12\x18\n\x14SEGMENT_STATE_SEALED\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,10 +33,10 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_MANIFEST_NAMESENTRY']._loaded_options = None
   _globals['_MANIFEST_NAMESENTRY']._serialized_options = b'8\001'
-  _globals['_SEGMENTKIND']._serialized_start=1816
-  _globals['_SEGMENTKIND']._serialized_end=1907
-  _globals['_SEGMENTSTATE']._serialized_start=1909
-  _globals['_SEGMENTSTATE']._serialized_end=2031
+  _globals['_SEGMENTKIND']._serialized_start=2061
+  _globals['_SEGMENTKIND']._serialized_end=2152
+  _globals['_SEGMENTSTATE']._serialized_start=2154
+  _globals['_SEGMENTSTATE']._serialized_end=2276
   _globals['_VERSION']._serialized_start=54
   _globals['_VERSION']._serialized_end=92
   _globals['_PARITYPLACE']._serialized_start=94
@@ -48,17 +48,21 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PARITYRECORD']._serialized_start=733
   _globals['_PARITYRECORD']._serialized_end=884
   _globals['_STORAGEEXTENT']._serialized_start=886
-  _globals['_STORAGEEXTENT']._serialized_end=938
-  _globals['_TENSORENTRY']._serialized_start=941
-  _globals['_TENSORENTRY']._serialized_end=1161
-  _globals['_DTENSORSPEC']._serialized_start=1163
-  _globals['_DTENSORSPEC']._serialized_end=1285
-  _globals['_PARAMETERGROUP']._serialized_start=1287
-  _globals['_PARAMETERGROUP']._serialized_end=1323
-  _globals['_OPTIMIZERSHAPE']._serialized_start=1325
-  _globals['_OPTIMIZERSHAPE']._serialized_end=1420
-  _globals['_MANIFEST']._serialized_start=1423
-  _globals['_MANIFEST']._serialized_end=1814
-  _globals['_MANIFEST_NAMESENTRY']._serialized_start=1770
-  _globals['_MANIFEST_NAMESENTRY']._serialized_end=1814
+  _globals['_STORAGEEXTENT']._serialized_end=977
+  _globals['_PART']._serialized_start=979
+  _globals['_PART']._serialized_end=1015
+  _globals['_TENSORENTRY']._serialized_start=1018
+  _globals['_TENSORENTRY']._serialized_end=1324
+  _globals['_REPLICASET']._serialized_start=1326
+  _globals['_REPLICASET']._serialized_end=1353
+  _globals['_DTENSORSPEC']._serialized_start=1355
+  _globals['_DTENSORSPEC']._serialized_end=1477
+  _globals['_PARAMETERGROUP']._serialized_start=1479
+  _globals['_PARAMETERGROUP']._serialized_end=1515
+  _globals['_OPTIMIZERSHAPE']._serialized_start=1517
+  _globals['_OPTIMIZERSHAPE']._serialized_end=1612
+  _globals['_MANIFEST']._serialized_start=1615
+  _globals['_MANIFEST']._serialized_end=2059
+  _globals['_MANIFEST_NAMESENTRY']._serialized_start=2015
+  _globals['_MANIFEST_NAMESENTRY']._serialized_end=2059
 # @@protoc_insertion_point(module_scope)

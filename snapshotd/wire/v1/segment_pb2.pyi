@@ -107,15 +107,25 @@ class ParityRecord(_message.Message):
     def __init__(self, place: _Optional[_Union[ParityPlace, _Mapping]] = ..., group: _Optional[_Iterable[_Union[SealRecord, _Mapping]]] = ..., image_bytes: _Optional[int] = ..., grain_digests: _Optional[bytes] = ...) -> None: ...
 
 class StorageExtent(_message.Message):
-    __slots__ = ("image_offset", "bytes")
+    __slots__ = ("image_offset", "bytes", "part")
     IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    PART_FIELD_NUMBER: _ClassVar[int]
     image_offset: int
     bytes: int
-    def __init__(self, image_offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    part: Part
+    def __init__(self, image_offset: _Optional[int] = ..., bytes: _Optional[int] = ..., part: _Optional[_Union[Part, _Mapping]] = ...) -> None: ...
+
+class Part(_message.Message):
+    __slots__ = ("start", "whole")
+    START_FIELD_NUMBER: _ClassVar[int]
+    WHOLE_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    whole: int
+    def __init__(self, start: _Optional[int] = ..., whole: _Optional[int] = ...) -> None: ...
 
 class TensorEntry(_message.Message):
-    __slots__ = ("name", "dtype", "shape", "stride", "extent", "extent_offset", "device_type", "requires_grad", "dtensor", "owner")
+    __slots__ = ("name", "dtype", "shape", "stride", "extent", "extent_offset", "device_type", "requires_grad", "dtensor", "owner", "fqn", "global_shape", "offset", "scattered", "copies")
     NAME_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     SHAPE_FIELD_NUMBER: _ClassVar[int]
@@ -126,6 +136,11 @@ class TensorEntry(_message.Message):
     REQUIRES_GRAD_FIELD_NUMBER: _ClassVar[int]
     DTENSOR_FIELD_NUMBER: _ClassVar[int]
     OWNER_FIELD_NUMBER: _ClassVar[int]
+    FQN_FIELD_NUMBER: _ClassVar[int]
+    GLOBAL_SHAPE_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    SCATTERED_FIELD_NUMBER: _ClassVar[int]
+    COPIES_FIELD_NUMBER: _ClassVar[int]
     name: str
     dtype: str
     shape: _containers.RepeatedScalarFieldContainer[int]
@@ -136,7 +151,18 @@ class TensorEntry(_message.Message):
     requires_grad: bool
     dtensor: DTensorSpec
     owner: str
-    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., extent: _Optional[int] = ..., extent_offset: _Optional[int] = ..., device_type: _Optional[str] = ..., requires_grad: bool = ..., dtensor: _Optional[_Union[DTensorSpec, _Mapping]] = ..., owner: _Optional[str] = ...) -> None: ...
+    fqn: str
+    global_shape: _containers.RepeatedScalarFieldContainer[int]
+    offset: _containers.RepeatedScalarFieldContainer[int]
+    scattered: bool
+    copies: int
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., stride: _Optional[_Iterable[int]] = ..., extent: _Optional[int] = ..., extent_offset: _Optional[int] = ..., device_type: _Optional[str] = ..., requires_grad: bool = ..., dtensor: _Optional[_Union[DTensorSpec, _Mapping]] = ..., owner: _Optional[str] = ..., fqn: _Optional[str] = ..., global_shape: _Optional[_Iterable[int]] = ..., offset: _Optional[_Iterable[int]] = ..., scattered: bool = ..., copies: _Optional[int] = ...) -> None: ...
+
+class ReplicaSet(_message.Message):
+    __slots__ = ("ranks",)
+    RANKS_FIELD_NUMBER: _ClassVar[int]
+    ranks: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, ranks: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DTensorSpec(_message.Message):
     __slots__ = ("global_shape", "global_stride", "placements", "mesh_shape", "mesh_dim_names")
@@ -169,7 +195,7 @@ class OptimizerShape(_message.Message):
     def __init__(self, name: _Optional[str] = ..., type: _Optional[str] = ..., groups: _Optional[_Iterable[_Union[ParameterGroup, _Mapping]]] = ...) -> None: ...
 
 class Manifest(_message.Message):
-    __slots__ = ("format", "job", "world", "shard", "step", "extents", "tensors", "skeleton", "names", "optimizers")
+    __slots__ = ("format", "job", "world", "shard", "step", "extents", "tensors", "skeleton", "names", "optimizers", "replica_sets")
     class NamesEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -187,6 +213,7 @@ class Manifest(_message.Message):
     SKELETON_FIELD_NUMBER: _ClassVar[int]
     NAMES_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZERS_FIELD_NUMBER: _ClassVar[int]
+    REPLICA_SETS_FIELD_NUMBER: _ClassVar[int]
     format: int
     job: str
     world: int
@@ -197,4 +224,5 @@ class Manifest(_message.Message):
     skeleton: StorageExtent
     names: _containers.ScalarMap[str, str]
     optimizers: _containers.RepeatedCompositeFieldContainer[OptimizerShape]
-    def __init__(self, format: _Optional[int] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., extents: _Optional[_Iterable[_Union[StorageExtent, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorEntry, _Mapping]]] = ..., skeleton: _Optional[_Union[StorageExtent, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., optimizers: _Optional[_Iterable[_Union[OptimizerShape, _Mapping]]] = ...) -> None: ...
+    replica_sets: _containers.RepeatedCompositeFieldContainer[ReplicaSet]
+    def __init__(self, format: _Optional[int] = ..., job: _Optional[str] = ..., world: _Optional[int] = ..., shard: _Optional[int] = ..., step: _Optional[int] = ..., extents: _Optional[_Iterable[_Union[StorageExtent, _Mapping]]] = ..., tensors: _Optional[_Iterable[_Union[TensorEntry, _Mapping]]] = ..., skeleton: _Optional[_Union[StorageExtent, _Mapping]] = ..., names: _Optional[_Mapping[str, str]] = ..., optimizers: _Optional[_Iterable[_Union[OptimizerShape, _Mapping]]] = ..., replica_sets: _Optional[_Iterable[_Union[ReplicaSet, _Mapping]]] = ...) -> None: ...
