@@ -25,12 +25,12 @@ from snapshotd_client.asking import CONNECT_TIMEOUT_S, prepared
 from snapshotd_client.channel import Channel
 from snapshotd_client.errors import (
     NoDaemon,
-    ProtectionTimeout,
     Refused,
     WrongUse,
 )
 from snapshotd_client.handover import Handover, Overlap
 from snapshotd_client.identity import identify
+from snapshotd_client.keeping import Keeping
 from snapshotd_client.launch import this_launch
 from snapshotd_client.lock import TrainerLock
 from snapshotd_client.news import News
@@ -39,7 +39,6 @@ from snapshotd_client.predicting import predict_image_bytes
 from snapshotd_client.replicas import Replicas, ReplicasOption
 from snapshotd_client.results import Restored, Status
 from snapshotd_client.returning import Returning
-from snapshotd_client.waiting import Deadline
 from snapshotd_client.wires import DaemonGone
 
 log = logging.getLogger(__name__)
@@ -127,8 +126,6 @@ class Snapshotter:
         self._alone = False  # restore() found no daemon, and none is required
         self._news = News()
         self._next_step = 0
-        self._snapshot_step: int | None = None
-        self._missed = 0
         self._blocked_s = 0.0
         self._closed = False
         self._required = required
@@ -150,6 +147,7 @@ class Snapshotter:
             replicas,
             Accord(self._who, check_replicas_every),
         )
+        self._keeping = Keeping(self._channel, self._handover, self._news)
         self._returning = Returning(
             self._channel,
             self._lock,
@@ -205,7 +203,7 @@ class Snapshotter:
             allow_fresh=on_lost == "fresh", strict=strict, timeout_s=timeout_s
         )
         if found is None:
-            self._alone = True
+            self._alone = self._keeping.alone = True
             warnings.warn(
                 "restore() has no daemon to ask: nothing is restored, also where the job has "
                 f"snapshots; {_ALONE}",
@@ -248,16 +246,14 @@ class Snapshotter:
                 "restored.step + 1",
             )
         self._next_step = step + 1
-        if not self._handover.busy:
-            self._collect()
+        self._keeping.collect(wait=False)
         if not self._news.due(step, self._interval_steps):
             return
         if self._alone:
-            self._miss(step, f"protected: {_ALONE}")
+            self._keeping.miss(step, f"protected: {_ALONE}")
             return
         began_s = time.perf_counter()
-        self._collect()
-        self._snapshot(step, values)
+        self._keeping.snapshot(step, step // self._interval_steps, values)
         self._blocked_s = time.perf_counter() - began_s
 
     def wait_protected(self, step: int | None = None, timeout_s: float = 60.0) -> int:
@@ -275,25 +271,7 @@ class Snapshotter:
                 rank skipped the step.
         """
         self._check_open()
-        self._collect()
-        wanted = self._snapshot_step if step is None else step
-        if wanted is None:
-            raise WrongUse("no snapshot was taken yet", "Call step() first, or name a step")
-        deadline = Deadline(timeout_s)
-        while True:
-            self._listen(deadline.slice_s(0.25))
-            if self._news.is_committed(wanted):
-                return int(self._news.progress.committed.step)
-            if self._channel.up and self._news.given_up(wanted):
-                raise ProtectionTimeout(
-                    f"step {wanted} will not be protected: some rank has no snapshot of it",
-                    "Train on: the next snapshot that every rank takes will be",
-                )
-            if deadline.over:
-                raise ProtectionTimeout(
-                    f"step {wanted} was not protected within {timeout_s:.1f} s: {self._why()}",
-                    "See `snapshotd status` on this node",
-                )
+        return self._keeping.wait_protected(step, timeout_s)
 
     def status(self) -> Status:
         """How far this rank's state is protected, without waiting.
@@ -302,18 +280,18 @@ class Snapshotter:
         """
         self._check_open()
         if not self._handover.busy:
-            self._collect()
-            self._listen(0.0)
+            self._keeping.collect()
+            self._keeping.listen(0.0)
         progress = self._news.progress
         return Status(
             connected=self._channel.up,
             why_not_connected=self._channel.why_down,
-            snapshot_step=self._snapshot_step,
+            snapshot_step=self._keeping.snapshot_step,
             committed_step=progress.committed.step if progress.HasField("committed") else None,
             is_protected=progress.is_protected and self._channel.up,
             why_not=progress.why_not or self._news.reported,
             waits_for=tuple(progress.waits_for),
-            skipped=self._missed,
+            skipped=self._keeping.missed,
             repeated=progress.repeated_now,
             torn=self._handover.torn,
             blocked_s=self._blocked_s,
@@ -325,7 +303,7 @@ class Snapshotter:
         if self._closed:
             return
         try:
-            self._collect()
+            self._keeping.collect()
             if self._channel.up:
                 number = self._channel.post(pb.ToDaemon(detach=pb.Detach()))
                 point("trainer.detach.sent")
@@ -381,18 +359,6 @@ class Snapshotter:
             cpus=sorted(os.sched_getaffinity(0)),
         )
 
-    def _listen(self, timeout_s: float) -> None:
-        """Take in news, and find the daemon again if it is away."""
-        try:
-            if not self._alone and self._channel.poke():
-                self._channel.listen(timeout_s)
-            elif timeout_s > 0:
-                Deadline(timeout_s).sleep()
-        except DaemonGone as error:
-            self._news.report(f"the daemon is gone ({error})")
-        except Refused as error:
-            self._news.report(f"the daemon does not take this trainer back: {error}")
-
     def _let_go(self) -> None:
         self._closed = True
         # The lock first: the daemon looks at it when the connection ends.
@@ -404,45 +370,3 @@ class Snapshotter:
     def _check_open(self) -> None:
         if self._closed:
             raise WrongUse("this Snapshotter is closed", "Make a new one")
-
-    # -- snapshots
-
-    def _snapshot(self, step: int, values: Mapping[str, object]) -> None:
-        try:
-            if not self._channel.poke():
-                raise DaemonGone(self._channel.why_down)
-            self._channel.drain()
-        except DaemonGone as error:
-            self._miss(step, f"protected: the daemon is gone ({error})")
-        except Refused as error:
-            self._miss(step, f"protected: {error}")
-        else:
-            self._handover.begin(step, step // self._interval_steps, values)
-            if not self._handover.busy:
-                self._collect()
-
-    def _collect(self) -> None:
-        """Take note of what became of the snapshot before; waits for it where it is on its way."""
-        flight = self._handover.collect()
-        if flight is None:
-            return
-        if flight.error is not None and not isinstance(flight.error, DaemonGone | Refused):
-            raise flight.error
-        if isinstance(flight.error, DaemonGone):
-            self._miss(flight.step, f"protected: the daemon is gone ({flight.error})")
-        elif flight.error is not None:
-            self._miss(flight.step, f"protected: {flight.error}")
-        elif flight.skipped:
-            self._miss(flight.step, f"snapshotted: {flight.skipped}")
-        else:
-            self._snapshot_step = flight.step
-            self._news.handed_over(flight.step)
-
-    def _miss(self, step: int, why: str) -> None:
-        self._missed += 1
-        self._news.report(f"step {step} is not {why}")
-
-    def _why(self) -> str:
-        if not self._channel.up:
-            return f"no daemon answers ({self._channel.why_down})"
-        return self._news.why()

@@ -37,7 +37,7 @@ def run(nodes: list[Any], world: int, kind: str, scratch: Path, **given: Any) ->
             )
         )
     try:
-        texts = [rank.communicate(timeout=150)[0] for rank in ranks]
+        texts = [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.integration.layouts import run
+
+#: Processes that import torch, several times: on a busy machine that alone takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_ddp_on_four_ranks_holds_a_quarter_each(cluster, tmp_path):

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+#: Four processes that import torch, several times: on a busy machine that alone takes minutes.
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
 RANK = Path(__file__).with_name("client_layout_rank.py")
 
 
@@ -26,7 +29,7 @@ def run(kind, world, folder, old="-"):
         for rank in range(world)
     ]  # fmt: skip
     try:
-        texts = [rank.communicate(timeout=150)[0] for rank in ranks]
+        texts = [rank.communicate(timeout=400)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
