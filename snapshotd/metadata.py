@@ -120,6 +120,7 @@ class Tier(Enum):
     NONE = 1
     LOCAL = 2
     GROUP = 3
+    PERSISTENT = 4
 
 
 class RefusalKind(Enum):
@@ -171,7 +172,8 @@ class TrainerFacts:
     """What a slot knows of its trainer.
 
     `launch` is shared by all ranks of one start of the job, and by those of no other start; empty
-    where the trainer cannot tell.
+    where the trainer cannot tell. `damaged`: the failure is one of bytes in the persistent tier,
+    which will not heal.
     """
 
     job: str
@@ -189,6 +191,7 @@ class TrainerFacts:
     skipped: int = 0
     present: bool = True
     launch: str = ""
+    damaged: bool = False
 
     @property
     def start(self) -> tuple[str, str, int]:
@@ -233,6 +236,49 @@ class Accusation:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistFacts:
+    """What a slot has to do with a job's steps in the persistent tier.
+
+    Attributes:
+        target: the step that all slots are to write now; stated by the home of shard 0 alone.
+        written: this slot's shard of it is there, verified.
+        gone: this slot does not have its shard of it any more.
+        bytes_done: of the target, written and then read back: up to `bytes_total`.
+        error: why it does not get on; it is tried again.
+        published: newest whole step there, as the home of shard 0 knows it.
+        published_unix_s: when that was whole.
+    """
+
+    job: str
+    target: Version | None = None
+    written: Version | None = None
+    gone: Version | None = None
+    bytes_done: int = 0
+    bytes_total: int = 0
+    error: str = ""
+    published: Version | None = None
+    published_unix_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStep:
+    """A whole step of a job in the persistent tier; `number` counts them, from 0."""
+
+    version: Version
+    world: int
+    number: int = 0
+    unix_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the persistent tier holds of a job: whole steps, and versions that are not whole."""
+
+    steps: tuple[StoredStep, ...] = ()
+    unfinished: tuple[Version, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFacts:
     """What one SMP says of itself."""
 
@@ -244,6 +290,10 @@ class SlotFacts:
     counters: SlotCounters = field(default_factory=SlotCounters)
     short: tuple[str, ...] = ()  # jobs of which it lacks memory for all that it is to keep
     accused: tuple[Accusation, ...] = ()
+    persist: tuple[PersistFacts, ...] = ()
+
+    def persists(self, job: str) -> PersistFacts | None:
+        return next((p for p in self.persist if p.job == job), None)
 
     def jobs(self) -> frozenset[str]:
         """Jobs whose trainer or bytes are here."""

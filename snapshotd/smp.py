@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Self
 import zmq.asyncio
 
 from snapshotd.coding.choice import choose_codec
+from snapshotd.core.persist import Schedule
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
 from snapshotd.flow.intake import Intake
+from snapshotd.flow.persist import Persister, TierSettings
 from snapshotd.flow.priority import Priority
 from snapshotd.flow.scrub import Scrub
 from snapshotd.flow.smp import Smp
@@ -73,6 +75,7 @@ class SmpSettings:
     cpus: str
     stall_s: float
     tls: TlsFiles | None
+    tier: TierSettings | None
     log_level: LogLevel
     log_format: LogFormat
 
@@ -95,6 +98,7 @@ class SmpSettings:
             cpus=config.background.cpus,
             stall_s=config.timeouts.rpc_s,
             tls=tls,
+            tier=tier_settings(config),
             log_level=config.log_level,
             log_format=config.log_format,
         )
@@ -107,7 +111,19 @@ class SmpSettings:
         values = json.loads(text)
         paths = {name: Path(values[name]) for name in ("run_dir", "shm_dir")}
         tls = values["tls"] and TlsFiles(**{k: Path(v) for k, v in values["tls"].items()})
-        return cls(**{**values, **paths, "tls": tls})
+        tier = values["tier"] and TierSettings(
+            **{**values["tier"], "schedule": Schedule(**values["tier"]["schedule"])}
+        )
+        return cls(**{**values, **paths, "tls": tls, "tier": tier})
+
+
+def tier_settings(config: Config) -> TierSettings | None:
+    """What an SMP must know of the persistent tier; None where none is configured."""
+    keys = config.persist
+    if not keys.url:
+        return None
+    schedule = Schedule(keys.interval_s, keys.every_steps, keys.keep_last, keys.keep_every_nth)
+    return TierSettings(keys.url, int(keys.bytes_per_s), schedule)
 
 
 async def run(settings: SmpSettings, priority: Priority) -> None:
@@ -140,7 +156,9 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
-    smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
+    smp = Smp(
+        machine, vault, transfers, link, lock, rooms, conduct, _persister(settings, machine, vault)
+    )
     server = BlocksServer(vault, intake, settings.cluster_id, settings.stall_s, identity)
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
     context = zmq.asyncio.Context()
@@ -180,6 +198,12 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         await channels.close()
         socket.close()
         context.term()
+
+
+def _persister(settings: SmpSettings, machine: SlotMachine, vault: Vault) -> Persister | None:
+    if settings.tier is None:
+        return None
+    return Persister(machine, vault, settings.tier, settings.generations)
 
 
 async def _until(stop: asyncio.Event) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2
@@ -11,6 +12,12 @@ from snapshotd_client.apply import apply
 from snapshotd_client.buffers import reading
 from snapshotd_client.identity import Identity
 from snapshotd_client.results import Restored
+
+_TIERS: Final = {
+    node_pb2.TIER_LOCAL: "local",
+    node_pb2.TIER_GROUP: "group",
+    node_pb2.TIER_PERSISTENT: "persistent",
+}
 
 
 def bring_back(reply: pb.Restored, who: Identity, states: Mapping[str, object]) -> Restored:
@@ -31,7 +38,7 @@ def bring_back(reply: pb.Restored, who: Identity, states: Mapping[str, object]) 
         )
     return Restored(
         step=reply.decision.restore.step,
-        tier="local" if reply.decision.tier == node_pb2.TIER_LOCAL else "group",
+        tier=_TIERS[reply.decision.tier],
         values=values,
         bytes_copied=reply.bytes_copied,
         bytes_decoded=reply.bytes_decoded,

@@ -27,6 +27,7 @@ from snapshotd.core.restore import (
     within_lineage,
 )
 from snapshotd.core.shelter import Absence, keepers, nodes_of
+from snapshotd.core.tier import TierView, learned
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -36,6 +37,7 @@ from snapshotd.metadata import (
     NodeFacts,
     Orders,
     SlotFacts,
+    Stored,
     Version,
 )
 from snapshotd.wire.protocol import MAX_EPOCH, MAX_JOBS
@@ -51,6 +53,7 @@ class Policy:
     max_interval: int
     replace_s: float
     epoch_floor: int = 0
+    tier: str = ""  # URL of the persistent tier
     give_up_s: float = economy.GIVE_UP_S
     take_up_s: float = economy.TAKE_UP_S
 
@@ -65,6 +68,7 @@ class _Notes:
         spell: of memory that is short, or suffices.
         window: of steps, to judge the cadence by.
         shelter: the groups that keep its restore point, where they are not those decided.
+        tier: what was seen in the persistent tier for them.
         traceless_since_s: since when nobody holds anything of it, once it was dropped.
     """
 
@@ -74,6 +78,7 @@ class _Notes:
     spell: economy.Spell | None = None
     window: Window | None = None
     shelter: tuple[Group, ...] = ()
+    tier: TierView | None = None
     traceless_since_s: float | None = None
 
 
@@ -140,7 +145,23 @@ class Board:
             self._conclude_job(name, live, now_s)
         self._publish(now_s)
 
+    def tier_seen(self, job: str, stored: Stored | None, error: str, now_s: float) -> None:
+        """What the persistent tier holds of a job, or why that is not known."""
+        view = self._notes[job].tier
+        if view is not None:
+            self._notes[job].tier = replace(view, stored=stored, error=error)
+            self.conclude(now_s)
+
     # -- what the caller sends
+
+    def tier_wanted(self, now_s: float) -> frozenset[str]:
+        """Jobs for whose restore this node is to look into the persistent tier."""
+        slots, me = self.slots(now_s), self.membership.node
+        return frozenset(
+            job
+            for job, n in self._notes.items()
+            if n.wait and n.tier and n.tier.stored is None and stating_node(slots, job) == me
+        )
 
     @property
     def facts(self) -> NodeFacts:
@@ -270,6 +291,10 @@ class Board:
         now_s: float,
     ) -> JobFacts | None:
         """Every node sees why a restore waits; one alone states the decision."""
+        waited_s = self._waited_s(job, slots, now_s)
+        notes = self._notes[job]
+        if notes.tier is not None:
+            notes.tier = learned(notes.tier, known.pending if known else None, slots)
         outcome = decide(
             Situation(
                 job=job,
@@ -277,14 +302,15 @@ class Board:
                 known=known,
                 absent=self.membership.absent(now_s),
                 patience_s=self._policy.patience_s,
-                waited_s=self._waited_s(job, slots, now_s),
+                waited_s=waited_s,
                 self_node=self.membership.node,
                 group_size=self._policy.group_size,
                 parity=self._policy.parity,
                 epoch_floor=self._epoch_floor,
+                tier=notes.tier,
             )
         )
-        self._notes[job].wait = outcome.reason if isinstance(outcome, Wait) else ""
+        notes.wait = outcome.reason if isinstance(outcome, Wait) else ""
         if isinstance(outcome, Decision) and stating_node(slots, job) == self.membership.node:
             return stated(known, outcome)
         return known
@@ -294,6 +320,7 @@ class Board:
         notes = self._notes[job]
         if notes.waiting != waiting:
             notes.waiting, notes.waiting_since_s = waiting, now_s
+            notes.tier = TierView(self._policy.tier) if self._policy.tier and waiting else None
         return now_s - notes.waiting_since_s
 
     def _judge_cadence(self, known: JobFacts, slots: Mapping[Home, SlotFacts]) -> JobFacts:

@@ -27,6 +27,7 @@ from typing import Final
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of
+from snapshotd.core.tier import TierView
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -74,6 +75,7 @@ class Situation:
         epoch_floor: no new epoch is below it. Seconds of the wall clock at this daemon's start, so
             that a cluster that lost all memory does not use an epoch again that a node which was
             cut off then still remembers.
+        tier: the persistent tier, None where none is configured.
     """
 
     job: str
@@ -86,6 +88,7 @@ class Situation:
     group_size: int
     parity: int
     epoch_floor: int = 0
+    tier: TierView | None = None
 
 
 def decide(now: Situation) -> Decision | Wait | None:
@@ -241,10 +244,48 @@ def _choose(
         return _stated(now, trainers, groups, restore=version, tier=tier_of(origins))
     if not impatient:
         return Wait(_waiting_for_nodes(now, point))
+    stored = _from_tier(now, trainers, groups)
+    if stored is not None:
+        return stored
+    unknown = now.tier is not None and now.tier.stored is None
     unrecorded = (now.known is None or now.known.lineage == 0) and candidates(now.slots, now.job)
-    if all(t.allow_fresh for t in trainers) or (point is None and not unrecorded):
+    nothing = point is None and not unrecorded and not unknown and not _in_tier(now)
+    if all(t.allow_fresh for t in trainers) or nothing:
         return _stated(now, trainers, groups)
     return _refused(now, trainers, groups, RefusalKind.LOST, _lost(now, world, homes, point))
+
+
+def _from_tier(
+    now: Situation, trainers: list[TrainerFacts], groups: tuple[Group, ...]
+) -> Decision | Wait | None:
+    """What the persistent tier has for a job that memory cannot serve; None where nothing."""
+    if now.tier is None:
+        return None
+    if now.tier.stored is None:
+        if now.tier.error and now.waited_s >= now.patience_s:
+            return None
+        why = now.tier.error or "it is being looked into"
+        return Wait(f"memory has nothing to restore; the persistent tier {now.tier.where}: {why}")
+    if now.tier.error and now.waited_s >= 2 * now.patience_s:
+        return None  # there, and not to be had
+    world = len(trainers)
+    version = next((v for v in _in_tier(now) if v in now.tier.candidates(world)), None)
+    if version is not None:
+        return _stated(now, trainers, groups, restore=version, tier=Tier.PERSISTENT)
+    others = now.tier.other_worlds(world)
+    if not others or now.tier.bad or all(t.allow_fresh for t in trainers):
+        return None
+    why = (
+        f"job {now.job!r} was saved to {now.tier.where} by {max(others)} ranks, and {world} ask to "
+        "restore it"
+    )
+    return _refused(now, trainers, groups, RefusalKind.OTHER_WORLD, why)
+
+
+def _in_tier(now: Situation) -> list[Version]:
+    """Whole steps of this lineage in the persistent tier, newest first; damaged ones, too."""
+    steps = now.tier.stored.steps if now.tier and now.tier.stored else ()
+    return sorted((s.version for s in steps if within_lineage(s.version, now.known)), reverse=True)
 
 
 def _candidates(now: Situation, world: int) -> list[Version]:
@@ -270,12 +311,15 @@ def _waiting_for_nodes(now: Situation, point: Version | None) -> str:
 def _lost(now: Situation, world: int, homes: Mapping[int, Home], point: Version | None) -> str:
     """Name, for each version still held, every shard that cannot be had and why."""
     before = f"had committed {point}" if point else "left state behind, and no record of it"
+    if now.tier and now.tier.stored is None and not point:
+        before = "may have left snapshots in the persistent tier"
     lines = [f"job {now.job!r} {before}, and no snapshot of it can be restored from memory"]
     for version in _candidates(now, world) or ([point] if point else []):
         origins = survey(now.slots, now.job, world, version, homes)
         lines += [f"{version}: {text}" for text in _shortfalls(origins)]
     if _not_heard(now):
         lines.append(f"not heard of: {', '.join(_not_heard(now))}")
+    lines += now.tier.tried() if now.tier else []
     return "\n  ".join(lines)
 
 
@@ -319,7 +363,7 @@ def _refused(
 
 def _next_epoch(now: Situation) -> int:
     """Newer than anything that is known or held."""
-    held = [v.epoch for v in candidates(now.slots, now.job)]
+    held = [v.epoch for v in (*candidates(now.slots, now.job), *_in_tier(now))]
     known = [now.known.epoch if now.known else 0, *held]
     return max(1 + max(known), now.epoch_floor)
 

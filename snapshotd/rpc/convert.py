@@ -26,6 +26,7 @@ from snapshotd.metadata import (
     Orders,
     ParityHolding,
     ParityPlace,
+    PersistFacts,
     RefusalKind,
     SlotCounters,
     SlotFacts,
@@ -267,6 +268,7 @@ def trainer_to(t: TrainerFacts) -> pb.TrainerFacts:
         skipped=t.skipped,
         present=t.present,
         launch=t.launch,
+        damaged=t.damaged,
     )
 
 
@@ -292,6 +294,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
         skipped=m.skipped,
         present=m.present,
         launch=m.launch,
+        damaged=m.damaged,
     )
 
 
@@ -310,6 +313,39 @@ def _accusation_from(m: pb.Accusation) -> Accusation:
     return Accusation(m.node, m.what, m.count, m.cut_off_s)
 
 
+def _persist_to(p: PersistFacts) -> pb.PersistFacts:
+    versions = {
+        name: version_to(version)
+        for name in ("target", "written", "gone", "published")
+        if (version := getattr(p, name)) is not None
+    }
+    return pb.PersistFacts(
+        job=p.job,
+        bytes_done=p.bytes_done,
+        bytes_total=p.bytes_total,
+        error=p.error,
+        published_unix_s=p.published_unix_s,
+        **versions,
+    )
+
+
+def _persist_from(m: pb.PersistFacts) -> PersistFacts:
+    check_job(m.job)
+    versions = {
+        name: version_from(getattr(m, name))
+        for name in ("target", "written", "gone", "published")
+        if m.HasField(name)
+    }
+    return PersistFacts(
+        job=m.job,
+        bytes_done=m.bytes_done,
+        bytes_total=m.bytes_total,
+        error=m.error,
+        published_unix_s=m.published_unix_s,
+        **versions,
+    )
+
+
 def slot_to(s: SlotFacts) -> pb.SlotFacts:
     return pb.SlotFacts(
         slot=s.slot,
@@ -320,12 +356,13 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         counters=pb.SlotCounters(**{name: getattr(s.counters, name) for name in _COUNTERS}),
         short=s.short,
         accused=[_accusation_to(a) for a in s.accused],
+        persist=[_persist_to(p) for p in s.persist],
     )
 
 
 def slot_from(m: pb.SlotFacts) -> SlotFacts:
     check_slot(m.slot)
-    if max(len(m.data), len(m.parity)) > MAX_HOLDINGS:
+    if max(len(m.data), len(m.parity), len(m.persist)) > MAX_HOLDINGS:
         raise malformed(f"a slot with {len(m.data)} shards and {len(m.parity)} parity blocks")
     if len(m.accused) > MAX_ACCUSED:
         raise malformed(f"a slot that accuses {len(m.accused)} nodes")
@@ -340,6 +377,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         counters=SlotCounters(**{name: getattr(m.counters, name) for name in _COUNTERS}),
         short=tuple(m.short),
         accused=tuple(_accusation_from(a) for a in m.accused),
+        persist=tuple(_persist_from(p) for p in m.persist),
     )
 
 
