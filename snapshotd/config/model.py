@@ -28,7 +28,7 @@ LogFormat = Literal["text", "json"]
 CodecName = Literal["auto", "isal", "zfec"]
 
 #: Below it, a chunk takes so long that the program which writes it is taken for hung.
-MIN_PERSIST_BYTES_PER_S: Final = 1 << 20
+LEAST_BYTES_A_SECOND: Final = 1 << 20
 
 #: Orders in which bounds of waiting must stand, shortest first.
 TIMEOUT_ORDERS: Final = (
@@ -261,8 +261,8 @@ class Persist(_Section):
     @field_validator("bytes_per_s")
     @classmethod
     def _not_too_slow(cls, rate: ByteSize) -> ByteSize:
-        if 0 < rate < MIN_PERSIST_BYTES_PER_S:
-            facts = {"expected": f"0, or {MIN_PERSIST_BYTES_PER_S} at least"}
+        if 0 < rate < LEAST_BYTES_A_SECOND:
+            facts = {"expected": f"0, or {LEAST_BYTES_A_SECOND} at least"}
             raise PydanticCustomError("rate", "it is so slow that it looks like a hang", facts)
         return rate
 

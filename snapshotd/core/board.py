@@ -68,7 +68,8 @@ class _Notes:
         spell: of memory that is short, or suffices.
         window: of steps, to judge the cadence by.
         shelter: the groups that keep its restore point, where they are not those decided.
-        tier: what was seen in the persistent tier for them.
+        looks: whether it waits for a look into the persistent tier.
+        tier: what was seen there for those that wait.
         traceless_since_s: since when nobody holds anything of it, once it was dropped.
     """
 
@@ -78,6 +79,7 @@ class _Notes:
     spell: economy.Spell | None = None
     window: Window | None = None
     shelter: tuple[Group, ...] = ()
+    looks: bool = False
     tier: TierView | None = None
     traceless_since_s: float | None = None
 
@@ -158,9 +160,7 @@ class Board:
         """Jobs for whose restore this node is to look into the persistent tier."""
         slots, me = self.slots(now_s), self.membership.node
         return frozenset(
-            job
-            for job, n in self._notes.items()
-            if n.wait and n.tier and n.tier.stored is None and stating_node(slots, job) == me
+            job for job, n in self._notes.items() if n.looks and stating_node(slots, job) == me
         )
 
     @property
@@ -311,6 +311,7 @@ class Board:
             )
         )
         notes.wait = outcome.reason if isinstance(outcome, Wait) else ""
+        notes.looks = isinstance(outcome, Wait) and outcome.looks
         if isinstance(outcome, Decision) and stating_node(slots, job) == self.membership.node:
             return stated(known, outcome)
         return known

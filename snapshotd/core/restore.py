@@ -54,9 +54,13 @@ _Start = list[tuple[Home, TrainerFacts]]
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No decision yet, and why; the reason is told to whoever asks."""
+    """No decision yet, and why; the reason is told to whoever asks.
+
+    `looks`: it is the persistent tier that must be looked into.
+    """
 
     reason: str
+    looks: bool = False
 
 
 @dataclass(frozen=True)
@@ -265,7 +269,8 @@ def _from_tier(
         if now.tier.error and now.waited_s >= now.patience_s:
             return None
         why = now.tier.error or "it is being looked into"
-        return Wait(f"memory has nothing to restore; the persistent tier {now.tier.where}: {why}")
+        what = f"memory has nothing to restore; the persistent tier {now.tier.where}: {why}"
+        return Wait(what, looks=True)
     if now.tier.error and now.waited_s >= 2 * now.patience_s:
         return None  # there, and not to be had
     world = len(trainers)

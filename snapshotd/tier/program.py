@@ -113,7 +113,8 @@ class Errand:
 
 def _end_with_the_daemon() -> None:
     """Until standard input ends; whatever is under way then is worth nothing to anybody."""
-    while sys.stdin.buffer.read(1):
+    # Not through the buffer: its lock must be free when the program ends by itself.
+    while os.read(sys.stdin.fileno(), 1):
         pass
     os._exit(_ORPHANED)
 

@@ -30,7 +30,7 @@ def tier(tmp_path: Path) -> Path:
 
 def whole(tier: Path, job: str = "job") -> list[int]:
     """Steps that count, oldest first."""
-    return sorted(int(p.stem.partition("-")[2]) for p in tier.glob(f"{job}/steps/*.json"))
+    return [int(p.stem.partition("-")[2]) for p in sorted(tier.glob(f"{job}/steps/*.json"))]
 
 
 def images(tier: Path, step: int) -> list[Path]:
@@ -76,3 +76,135 @@ def test_all_memory_is_lost_and_the_job_resumes_bit_for_bit(cluster: Make, tier:
     assert [s["shard"] for s in index["shards"]] == [0, 1, 2]
     assert len(list(tier.glob("job/data/*"))) == 3
     assert whole(tier) == [1, 2, 3], "keep_last = 3"
+
+
+def test_nothing_there_is_a_fresh_start_and_records_do_not_hinder(
+    cluster: Make, tier: Path
+) -> None:
+    """The job's record outlives its memory, as with state_dir on a disk."""
+    made = cluster(persist={"url": str(tier), **EVERY})
+    nodes = made.start(2)
+    job = Job(homes(nodes))
+    assert job.restore() == [None] * 2
+    train_whole(job, tier)
+    job.vanish()
+    for node in nodes:
+        node.kill()
+        shutil.rmtree(node.shm_dir)
+    for node in nodes:
+        node.start()
+    made.met()
+    job = Job(homes(nodes))
+    assert {(r.step, r.tier) for r in job.restore()} == {(0, "persistent")}
+    job.check()
+    job.close()
+
+
+def test_damage_is_found_and_the_next_older_good_step_is_taken_by_all(
+    cluster: Make, tier: Path
+) -> None:
+    made = cluster(persist={"url": str(tier), **EVERY})
+    nodes = made.start(2)
+    job = Job(homes(nodes))
+    job.restore()
+    for _ in range(3):
+        train_whole(job, tier)
+    job.vanish()
+    flip(images(tier, 2)[1])
+    images(tier, 1)[0].unlink()
+    # Half-written: everything but the index.
+    data = max(tier.glob("job/data/*"))
+    shutil.copytree(data, data.with_name(data.name[:-1] + "9"))
+    nodes = lose_all(made, nodes)
+    job = Job(homes(nodes))
+    assert {(r.step, r.tier) for r in job.restore()} == {(0, "persistent")}
+    job.check()
+    said = "".join(node.log.read_text() for node in nodes)
+    assert "shard-00001.image: bytes" in said
+    assert "shard-00000.image is missing" in said
+    # What is left over is removed when a newer step is whole.
+    train_whole(job, tier)
+    eventually("leftovers are gone", lambda: not list(tier.glob("job/data/*9")))
+    job.close()
+
+
+def test_nothing_good_left_names_what_was_tried(cluster: Make, tier: Path) -> None:
+    made = cluster(persist={"url": str(tier), **EVERY})
+    nodes = made.start(2)
+    job = Job(homes(nodes))
+    job.restore()
+    train_whole(job, tier)
+    job.vanish()
+    flip(images(tier, 0)[1])
+    nodes = lose_all(made, nodes)
+    job = Job(homes(nodes))
+    before = [r.digest() for r in job.ranks]
+    for error in outcomes(job):
+        assert isinstance(error, SnapshotLost)
+        assert "step 0" in str(error)
+        assert "shard-00001.image" in str(error)
+    assert [r.digest() for r in job.ranks] == before
+    assert whole(tier) == [0]
+    job.vanish()
+    job = Job(homes(nodes))
+    assert job.restore(on_lost="fresh") == [None] * 2
+    job.close()
+
+
+def test_a_tier_that_cannot_be_seen_is_no_fresh_start(cluster: Make, tier: Path) -> None:
+    made = cluster(persist={"url": str(tier / "mount"), **EVERY})
+    nodes = made.start(2)
+    job = Job(homes(nodes))
+    for error in outcomes(job):
+        assert isinstance(error, SnapshotLost)
+        assert "could not be looked into" in str(error)
+        assert str(tier / "mount") in str(error)
+    job.vanish()
+    job = Job(homes(nodes))
+    assert job.restore(on_lost="fresh") == [None] * 2
+    job.train_protected(2)
+    said = "it is not there, or must not be seen"
+    eventually("status tells", lambda: any(said in e for e in errors(nodes)))
+    assert not (tier / "mount").exists(), "what is not mounted is not written to"
+    (tier / "mount").mkdir()
+    eventually("it heals by itself", lambda: whole(tier / "mount") == [1], 60)
+    eventually("status tells", lambda: errors(nodes) == [""] * 2)
+    job.close()
+
+
+def test_a_daemon_is_killed_in_the_middle_of_a_write(cluster: Make, tier: Path) -> None:
+    """What was verified is not written again; what was not is; the step becomes whole."""
+    made = cluster(persist={"url": str(tier), **EVERY, "bytes_per_s": 1 << 20}, generations=3)
+    nodes = made.start(2)
+    job = Job(homes(nodes), width=512)
+    job.restore()
+    job.train_protected(1)
+    eventually("both write", lambda: all(progress(n) > 0 for n in nodes), 30)
+    nodes[1].kill()
+    first = images(tier, 0)[0].with_suffix(".seal")
+    eventually("the other one is done", first.exists, 60)
+    assert whole(tier) == []
+    written = images(tier, 0)[0].stat().st_mtime_ns
+    os.kill(nodes[0].smp_pids()[0], signal.SIGKILL)
+    nodes[1].start()
+    eventually("it is whole", lambda: whole(tier) == [0], 60)
+    assert images(tier, 0)[0].stat().st_mtime_ns == written
+    job.close()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def told(node: Node) -> list:
+    return [p for slot in node.status().slots for p in slot.persist]
+
+
+def progress(node: Node) -> int:
+    return sum(p.bytes_done for p in told(node))
+
+
+def errors(nodes: list[Node]) -> list[str]:
+    return [p.error for node in nodes for p in told(node)]
