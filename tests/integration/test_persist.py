@@ -208,3 +208,26 @@ def progress(node: Node) -> int:
 
 def errors(nodes: list[Node]) -> list[str]:
     return [p.error for node in nodes for p in told(node)]
+
+
+def test_a_write_gives_way_to_training_where_there_is_no_memory_for_both(
+    cluster: Make, tier: Path
+) -> None:
+    """Two buffers a shard fit and no third one: each step is granted one all the same."""
+    made = cluster(
+        parity=0,
+        persist={"url": str(tier), **EVERY, "bytes_per_s": 1 << 20},
+        memory_budget="17MiB",
+    )
+    nodes = made.start(2)
+    job = Job(homes(nodes), width=550)
+    job.restore()
+    job.train_protected(1)
+    eventually("both write", lambda: all(progress(n) > 0 for n in nodes), 30)
+    job.train_protected(3)
+    assert all(r.snap.status().skipped == 0 for r in job.ranks)
+    assert all(not slot.short for node in nodes for slot in node.status().slots)
+    eventually("status tells", lambda: any("gave way to training" in e for e in errors(nodes)))
+    job.vanish()
+    # Now that nothing wants its memory, it comes to its end.
+    eventually("it is whole", lambda: whole(tier)[-1:] == [3], 90)

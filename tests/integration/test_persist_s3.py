@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
 from tests.integration.cluster import Cluster, eventually
@@ -48,6 +49,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     try:
         yield Bucket(server, client)
     finally:
+        s3_backends.reset()
         client.close()
         server.stop()
 
