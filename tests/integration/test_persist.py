@@ -6,16 +6,22 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from safetensors.torch import load_file
 
 from snapshotd_client import SnapshotLost
 from tests.integration.cluster import Cluster, Node, eventually
-from tests.integration.ranks import Job, homes
+from tests.integration.ranks import Job, Rank, homes
 from tests.integration.test_restore import outcomes
 
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 Make = Callable[..., Cluster]
 #: Every committed step is written, as soon as the one before is whole.
 EVERY = {"interval_s": 0, "every_steps": 1, "keep_last": 3}
@@ -56,13 +62,16 @@ def lose_all(cluster: Cluster, nodes: list[Node]) -> list[Node]:
     return fresh
 
 
-def test_all_memory_is_lost_and_the_job_resumes_bit_for_bit(cluster: Make, tier: Path) -> None:
+def test_all_memory_is_lost_and_the_job_resumes_bit_for_bit(
+    cluster: Make, tier: Path, tmp_path: Path
+) -> None:
     made = cluster(persist={"url": str(tier), **EVERY})
     nodes = made.start(3)
     job = Job(homes(nodes))
     job.restore()
     for _ in range(3):
         train_whole(job, tier)
+    exports(tmp_path, nodes[0], tier, job)
     job.vanish()
     nodes = lose_all(made, nodes)
     job = Job(homes(nodes))
@@ -190,6 +199,56 @@ def test_a_daemon_is_killed_in_the_middle_of_a_write(cluster: Make, tier: Path) 
     eventually("it is whole", lambda: whole(tier) == [0], 60)
     assert images(tier, 0)[0].stat().st_mtime_ns == written
     job.close()
+
+
+def exports(tmp_path: Path, node: Node, tier: Path, job: Job) -> None:
+    """The step that is in memory and in the tier goes out from both, the same."""
+    flat, plain = tmp_path / "flat", tmp_path / "plain"
+    snapshotd("export", "--run-dir", node.run_dir, "--format", "safetensors", flat)
+    snapshotd("export", "--from", tier, "--job", "job", "--step", "2", "--format", "dcp", plain)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["flat", "plain", "tier"]
+    found = load_file(flat / "state.safetensors")
+    assert [p.name for p in flat.iterdir()] == ["state.safetensors"]
+    for rank in job.ranks:
+        prefix = f"ranks.{rank.rank}.model." if rank.rank else "model."
+        for name, tensor in rank.model.state_dict().items():
+            assert torch.equal(found[prefix + name], tensor)
+    loaded = {"model": {n: torch.empty_like(t) for n, t in job.ranks[0].model.state_dict().items()}}
+    dcp.load(loaded, checkpoint_id=plain, no_dist=True)
+    for name, tensor in job.ranks[0].model.state_dict().items():
+        assert torch.equal(loaded["model"][name], tensor)
+    code, said = snapshotd("export", "--run-dir", node.run_dir, flat, check=False)
+    assert (code, "is there already" in said) == (2, True), said
+    code, said = snapshotd(
+        "export", "--run-dir", node.run_dir, "--step", "77", tmp_path / "x", check=False
+    )
+    assert (code, "step 77 is not in memory; there:" in said) == (1, True), said
+
+
+def snapshotd(*arguments: object, check: bool = True) -> tuple[int, str]:
+    command = [sys.executable, "-m", "snapshotd", *map(str, arguments)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert not check or ended.returncode == 0, ended.stderr
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def test_a_checkpoint_is_a_jobs_start(cluster: Make, tier: Path, tmp_path: Path) -> None:
+    trained = Rank(0, 1)
+    for _ in range(3):
+        trained.train()
+    state = {name: each.state_dict() for name, each in trained.states().items()}
+    dcp.save(state, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    take = ("import", "--job", "job", "--to", tier, "--step", 2, tmp_path / "dcp")
+    _, said = snapshotd(*take)
+    assert "job job starts from step 2" in said
+    nodes = cluster(parity=0, persist={"url": str(tier), **EVERY}).start(1)
+    job = Job(homes(nodes))
+    assert [(r.step, r.tier) for r in job.restore()] == [(2, "persistent")]
+    job.check()
+    train_whole(job, tier)
+    job.check()
+    job.close()
+    assert snapshotd(*take, check=False)[0] == 2, "it has steps already"
 
 
 def flip(path: Path) -> None:
