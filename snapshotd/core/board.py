@@ -222,7 +222,10 @@ class Board:
             if not any(isinstance(o, Missing) for o in origins):
                 return version, origins, ""
             worst = worst or origins
-        return None, worst, "no version can be put together from what is held"
+        reason = "no version can be put together from what is held"
+        if self._policy.tier:
+            reason += f"; a restore would look into {self._policy.tier}"
+        return None, worst, reason
 
     # -- conclusions
 

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from snapshotd.errors import DamagedBytes
 from snapshotd.metadata import StoredStep, Version
+from snapshotd.wire.protocol import MAX_EPOCH, MAX_STEP
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 #: Raised when an older reader would misread it.
@@ -129,4 +130,6 @@ def seal_path(job: str, version: Version, shard: int) -> str:
 def version_of(path: str) -> Version | None:
     """The version that a path's last part names; None for what is not ours."""
     match = _NAME.fullmatch(path.rstrip("/").rpartition("/")[2])
-    return Version(int(match[1]), int(match[2])) if match else None
+    if match is None or int(match[1]) > MAX_EPOCH or int(match[2]) > MAX_STEP:
+        return None
+    return Version(int(match[1]), int(match[2]))

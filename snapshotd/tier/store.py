@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ from snapshotd.wire.v1.segment_pb2 import SealRecord
 #: Parts of one object: S3 takes 10,000 of at least 5 MiB, and a library keeps some in memory.
 _PART_BYTES: Final = 16 << 20
 _MAX_PARTS: Final = 9000
+#: Small objects that are asked for at once.
+_AT_ONCE: Final = 16
 
 #: Bytes that are done, of as many.
 Progress = Callable[[int, int], None]
@@ -103,11 +106,15 @@ class Store:
             data = {
                 v for n in self._listed(layout.data_path(self._root)) if (v := layout.version_of(n))
             }
-        steps = []
-        for version in sorted(found):
+
+        def step(version: Version) -> StoredStep | None:
             with suppress(DamagedBytes):  # of a later format, or no index: it is let alone
-                steps.append(self.index(version).step)
-        return Stored(tuple(steps), tuple(sorted(data - found)))
+                return self.index(version).step
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            steps = tuple(s for s in pool.map(step, sorted(found)) if s is not None)
+        return Stored(steps, tuple(sorted(data - found)))
 
     def index(self, version: Version) -> layout.Index:
         """What a whole step consists of. Raises DamagedBytes, TierError."""
@@ -206,7 +213,8 @@ class Store:
             DamagedBytes: some shard is not. TierError: the store refused.
         """
         paths = [layout.seal_path(self._root, version, shard) for shard in range(world)]
-        seals = [self.seal(version, shard) for shard in range(world)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            seals = list(pool.map(lambda shard: self.seal(version, shard), range(world)))
         for path, seal in zip(paths, seals, strict=True):
             if seal.world != world:
                 raise DamagedBytes(f"{path} is of a job of {seal.world} ranks, not {world}")

@@ -220,4 +220,5 @@ def test_names(tmp_path: Path) -> None:
     assert layout.version_of(path) == V1
     assert layout.version_of("/x/0000000000000007-0000000000000001/") == V1
     assert layout.version_of("/x/else.json") is None
+    assert layout.version_of("/x/9999999999999999-0000000000000001.json") is None
     assert stat.S_ISDIR(tmp_path.stat().st_mode)
