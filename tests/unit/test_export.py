@@ -250,3 +250,30 @@ def test_the_program_says_what_is_wrong(tmp_path: Path) -> None:
     )
     assert ended.returncode == 1
     assert "no .metadata" in json.loads(ended.stderr.splitlines()[-1])["error"]
+
+
+def test_pieces_of_several_ranks_become_whole_tensors(tmp_path: Path) -> None:
+    """FSDP2 on two ranks, with pieces of unequal length and empty ones."""
+    command = [sys.executable, "-m", "tests.unit.export_fsdp_rank"]
+    ranks = [
+        subprocess.Popen([*command, str(rank), str(tmp_path)], stderr=subprocess.PIPE)
+        for rank in range(2)
+    ]
+    for rank in ranks:
+        _, said = rank.communicate(timeout=150)
+        assert rank.returncode == 0, said.decode()
+    lengths = [int((tmp_path / f"{rank}.manifest").read_text()) for rank in range(2)]
+    state = Shards([tmp_path / f"{rank}.image" for rank in range(2)], lengths).state()
+    assert state.diverged == []
+    (tmp_path / "flat").mkdir()
+    flat.write(state, tmp_path / "flat", lambda _n: None)
+    to_dcp.write(state, tmp_path / "dcp", lambda _n: None)
+    whole = torch.load(tmp_path / "whole.pt")
+    written_flat = read_plainly("safetensors", tmp_path / "flat", tmp_path / "read.pt")
+    loaded = {name: torch.empty_like(tensor) for name, tensor in whole.items()}
+    dcp.load(loaded, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    assert len(whole) > 20
+    for name, tensor in whole.items():
+        assert torch.equal(written_flat[name], tensor), name
+        assert torch.equal(loaded[name], tensor), name
+    assert not [n for n in written_flat if n.startswith("ranks.1.") and "<rng>" not in n]
