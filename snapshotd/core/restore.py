@@ -27,7 +27,7 @@ from typing import Final
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of
-from snapshotd.core.tier import TierView
+from snapshotd.core.tier import TierView, fall_through
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -265,32 +265,21 @@ def _from_tier(
     """What the persistent tier has for a job that memory cannot serve; None where nothing."""
     if now.tier is None:
         return None
-    if now.tier.stored is None:
-        if now.tier.error and now.waited_s >= now.patience_s:
-            return None
-        why = now.tier.error or "it is being looked into"
-        what = f"memory has nothing to restore; the persistent tier {now.tier.where}: {why}"
-        return Wait(what, looks=True)
-    if now.tier.error and now.waited_s >= 2 * now.patience_s:
-        return None  # there, and not to be had
-    world = len(trainers)
-    version = next((v for v in _in_tier(now) if v in now.tier.candidates(world)), None)
-    if version is not None:
-        return _stated(now, trainers, groups, restore=version, tier=Tier.PERSISTENT)
-    others = now.tier.other_worlds(world)
-    if not others or now.tier.bad or all(t.allow_fresh for t in trainers):
-        return None
-    why = (
-        f"job {now.job!r} was saved to {now.tier.where} by {max(others)} ranks, and {world} ask to "
-        "restore it"
-    )
-    return _refused(now, trainers, groups, RefusalKind.OTHER_WORLD, why)
+    found = fall_through(now.tier, _in_tier(now), len(trainers), now.waited_s, now.patience_s)
+    if found.wait:
+        return Wait(found.wait, looks=True)
+    if found.version is not None:
+        return _stated(now, trainers, groups, restore=found.version, tier=Tier.PERSISTENT)
+    if found.other_world and not all(t.allow_fresh for t in trainers):
+        why = f"job {now.job!r} {found.other_world}"
+        return _refused(now, trainers, groups, RefusalKind.OTHER_WORLD, why)
+    return None
 
 
 def _in_tier(now: Situation) -> list[Version]:
-    """Whole steps of this lineage in the persistent tier, newest first; damaged ones, too."""
+    """Whole steps of this lineage in the persistent tier; damaged ones, too."""
     steps = now.tier.stored.steps if now.tier and now.tier.stored else ()
-    return sorted((s.version for s in steps if within_lineage(s.version, now.known)), reverse=True)
+    return [s.version for s in steps if within_lineage(s.version, now.known)]
 
 
 def _candidates(now: Situation, world: int) -> list[Version]:

@@ -6,7 +6,7 @@ comes in as a `TierView`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from snapshotd.core.protection import Slots
@@ -52,6 +52,44 @@ class TierView:
         if self.error:
             lines.append(f"the persistent tier {self.where}: {self.error}")
         return lines or [f"the persistent tier {self.where} has no step of this run of the job"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fall:
+    """What the tier has for a restore: at most one of these; none of them: nothing.
+
+    Attributes:
+        version: the step to take.
+        wait: why that is not known yet: it must be looked.
+        other_world: there are steps, of other numbers of ranks.
+    """
+
+    version: Version | None = None
+    wait: str = ""
+    other_world: str = ""
+
+
+def fall_through(
+    view: TierView,
+    lineage: Collection[Version],
+    world: int,
+    waited_s: float,
+    patience_s: float,
+) -> Fall:
+    """The newest good step among those of the `lineage` that `world` ranks can take."""
+    if view.stored is None:
+        if view.error and waited_s >= patience_s:
+            return Fall()
+        why = view.error or "it is being looked into"
+        return Fall(wait=f"memory has nothing to restore; the persistent tier {view.where}: {why}")
+    if view.error and waited_s >= 2 * patience_s:
+        return Fall()  # there, and not to be had
+    version = next((v for v in view.candidates(world) if v in lineage), None)
+    others = view.other_worlds(world)
+    if version is not None or not others or view.bad:
+        return Fall(version)
+    saved = f"was saved to {view.where} by {max(others)} ranks, and {world} ask to restore it"
+    return Fall(other_world=saved)
 
 
 def learned(view: TierView, decision: Decision | None, slots: Slots) -> TierView:

@@ -48,6 +48,8 @@ class Answers(node_pb2_grpc.NodeServicer):
         job.committed.step, job.committed.epoch = 40, 1
         slot = status.slots.add(slot=0)
         slot.trainer.job, slot.trainer.shard, slot.trainer.world = "gpt", 3, 4
+        told = slot.persist.add(job="gpt", bytes_done=3 << 20, bytes_total=4 << 20, error="slow")
+        told.published.step, told.published.epoch = 30, 1
         return status
 
     def Plan(self, request: pb.PlanRequest, context: object) -> pb.PlanReply:  # noqa: N802  as in the service
@@ -144,6 +146,9 @@ def test_status(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "rank 3 of 4, gpt, gone",
         "step 40 (epoch 1)",
         "9.0 s",
+        "step 30 (epoch 1)",
+        "reading back, 75 % of 2.0 MiB twice",
+        "slow",
     ):
         assert fact in shown
     assert main(["status", "--address", address, "--json"]) == 0
