@@ -15,6 +15,7 @@ import mmap
 import os
 import sys
 import threading
+import time
 from typing import Any, BinaryIO, Final
 
 from snapshotd.core.persist import Schedule, leftovers, removable
@@ -25,6 +26,8 @@ from snapshotd.wire.protocol import HEADER_BYTES
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 _ORPHANED: Final = 3
+#: Seconds between two words of progress.
+_TELL_EVERY: Final = 0.5
 
 
 def stored_to(stored: Stored) -> dict[str, Any]:
@@ -40,6 +43,7 @@ class Errand:
         self._request = request
         self._out = out
         self._store = Store(request["url"], request["job"])
+        self._told_s = 0.0
 
     def run(self) -> None:
         """Raises SnapshotdError."""
@@ -58,6 +62,13 @@ class Errand:
     def _say(self, **answer: object) -> None:
         self._out.write(json.dumps(answer).encode() + b"\n")
         self._out.flush()
+
+    def _progress(self, done: int, total: int) -> None:
+        """Now and then, and in the end: each line wakes the daemon."""
+        now_s = time.monotonic()
+        if now_s - self._told_s >= _TELL_EVERY or done == total:
+            self._told_s = now_s
+            self._say(progress=[done, total])
 
     @property
     def _version(self) -> Version:
@@ -79,7 +90,7 @@ class Errand:
                     image,
                     record,
                     self._request["bytes_per_s"],
-                    lambda done, total: self._say(progress=[done, total]),
+                    self._progress,
                 )
         finally:
             os.close(descriptor)
