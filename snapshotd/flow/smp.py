@@ -75,7 +75,7 @@ class Smp:
         self._link = link
         self._trainer_lock = trainer_lock
         self._rooms = rooms
-        self.readiness = Readiness(vault, rooms)
+        self.readiness = Readiness(vault, rooms, more=1 if persister else 0)
         self.foresight = Foresight(vault, machine)
         self._conduct = conduct
         self._persister = persister
