@@ -43,8 +43,13 @@ class Errand:
 
     async def answer(self) -> dict[str, Any]:
         """Its next line. Raises DamagedBytes, TierError: it ended without."""
-        async with self._patience():
-            line = await self._out.readline()
+        async with self.patience():
+            try:
+                line = await self._out.readline()
+            except ValueError as error:
+                raise TierError(
+                    f"{self._url}: an answer of more than {_LINE_BYTES} bytes"
+                ) from error
         if not line.endswith(b"\n"):
             raise await self._failure()
         found: dict[str, Any] = json.loads(line)
@@ -53,13 +58,14 @@ class Errand:
     async def bytes(self, count: int) -> bytes:
         """As many of its next bytes. Raises DamagedBytes, TierError: there are less."""
         try:
-            async with self._patience():
+            async with self.patience():
                 return await self._out.readexactly(count)
         except asyncio.IncompleteReadError as error:
             raise await self._failure() from error
 
     @asynccontextmanager
-    async def _patience(self) -> AsyncIterator[None]:
+    async def patience(self) -> AsyncIterator[None]:
+        """A wait for the program. Raises TierError: it stands still."""
         try:
             async with asyncio.timeout(STALL_S):
                 yield
@@ -69,7 +75,7 @@ class Errand:
             ) from error
 
     async def _failure(self) -> DamagedBytes | TierError:
-        async with self._patience():
+        async with self.patience():
             text = await self._said
             code = await self._process.wait()
         lines = text.decode(errors="replace").strip().splitlines()
@@ -113,7 +119,8 @@ async def running(request: Request) -> AsyncIterator[Errand]:
         assert process.stdin is not None
         process.stdin.write(json.dumps(request).encode() + b"\n")
         with suppress(ConnectionError):  # it has ended already; what it said tells why
-            await process.stdin.drain()
+            async with errand.patience():
+                await process.stdin.drain()
         yield errand
     finally:
         await asyncio.shield(errand.end())

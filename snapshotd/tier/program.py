@@ -134,9 +134,12 @@ def main() -> int:
     """One errand."""
     request = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=_end_with_the_daemon, daemon=True).start()
-    out = sys.stdout.buffer
+    # What a library prints must not stand between our lines.
+    out = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     try:
-        Errand(request, out).run()
+        with out:
+            Errand(request, out).run()
     except SnapshotdError as error:
         damaged = isinstance(error, DamagedBytes)
         sys.stderr.write("\n" + json.dumps({"error": str(error), "damaged": damaged}) + "\n")
