@@ -207,8 +207,27 @@ def test_a_dtype_that_safetensors_has_not(tmp_path: Path) -> None:
         flat.write(state, tmp_path, lambda _n: None)
 
 
+class Flat:
+    """Its state looks like a module's."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, object] = {}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"x": torch.tensor(3)}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.held = {name: int(tensor) for name, tensor in state.items()}
+
+
+def tied() -> torch.nn.Module:
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
+    model[1].weight = model[0].weight
+    return model
+
+
 def test_a_checkpoint_comes_in_and_is_restored_exactly(tmp_path: Path) -> None:
-    held = states()
+    held = {**states(), "flat": Flat(), "tied": tied()}
     dcp.save(
         {n: s.state_dict() if hasattr(s, "state_dict") else s for n, s in held.items()},
         checkpoint_id=tmp_path / "dcp",
@@ -217,10 +236,13 @@ def test_a_checkpoint_comes_in_and_is_restored_exactly(tmp_path: Path) -> None:
     trees = read_checkpoint(tmp_path / "dcp")
     path = tmp_path / "image"
     length = write_image(path, trees, "new", 0, 1, 3)
-    fresh = states(seed=1)
+    fresh = {**states(seed=1), "flat": Flat(), "tied": tied()}
     fresh["half"].zero_()
     values = apply(memoryview(path.read_bytes()), length, job="new", world=1, shard=0, states=fresh)
     assert values == {}
+    assert fresh["flat"].held == {"x": 3}
+    assert torch.equal(fresh["tied"][1].weight, fresh["tied"][0].weight)
+    assert torch.equal(fresh["tied"][1].weight, held["tied"][0].weight)
     assert torch.equal(fresh["model"].weight, held["model"].weight)
     assert torch.equal(fresh["half"], held["half"])
     want = held["optimizer"].state_dict()["state"]

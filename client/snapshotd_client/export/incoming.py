@@ -24,7 +24,7 @@ from snapshotd_client.copying import Load, Piece, Target
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.layout import lay_out, skeleton_room
 from snapshotd_client.leaves import RNG, VALUES, Inventory, describe
-from snapshotd_client.owners import MODULE, OPTIMIZER, STATEFUL, TENSOR
+from snapshotd_client.owners import TENSOR
 
 Trees = Mapping[str, Any]
 
@@ -77,16 +77,6 @@ def _is_optimizer(value: object) -> bool:
     return isinstance(value, dict) and "param_groups" in value
 
 
-def _kind(value: object) -> str:
-    if isinstance(value, torch.Tensor):
-        return TENSOR
-    assert isinstance(value, dict), "looked at when it was read"
-    if _is_optimizer(value):
-        return OPTIMIZER
-    tensors = all(isinstance(part, torch.Tensor) for part in value.values())
-    return MODULE if tensors and value else STATEFUL
-
-
 def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step: int) -> int:
     """Write the image of one shard, which has all of the state; returns its manifest's length."""
     states = {name: value for name, value in trees.items() if name not in (VALUES, RNG)}
@@ -109,7 +99,8 @@ def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step
         world=world,
         extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
         tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
-        names={name: _kind(value) for name, value in states.items()},
+        # Of what kind an object is, the run that restores it knows.
+        names={n: TENSOR if isinstance(v, torch.Tensor) else "" for n, v in states.items()},
     )
     manifest.skeleton.bytes = skeleton_room(len(skeleton))
     layout = lay_out(manifest)
