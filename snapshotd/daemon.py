@@ -26,6 +26,7 @@ from snapshotd.core.membership import Membership, Refusal
 from snapshotd.errors import ConfigError
 from snapshotd.flow.children import Children
 from snapshotd.flow.front import FrontDesk, slot_socket_path
+from snapshotd.flow.lookout import Lookout
 from snapshotd.flow.records import Records
 from snapshotd.flow.status import Clock, exposure, node_status, plan_reply
 from snapshotd.flow.supervisor import Pace, Supervisor
@@ -183,6 +184,7 @@ class Node:
         point("supervisor.links.open")
         parts.callback(socket.unlink, missing_ok=True)
         parts.push_async_callback(links.stop)
+        self._lookout = Lookout(config.persist.url, self._supervisor.tier_seen, self._watch)
         self._children = children = Children(self._smp_arguments)
         parts.push_async_callback(children.stop)
         # The board must know which slots may hold something before the port opens: a peer that
@@ -263,6 +265,7 @@ class Node:
     def _on_change(self) -> None:
         now_s = time.monotonic()
         self._clock.watch(self._board, now_s)
+        self._lookout.pursue(self._board.tier_wanted(now_s))
         for slot in self._board.slots_needed():
             self._children.ensure(slot)
         for task in self._supervisor.loops:
@@ -335,6 +338,7 @@ def _board(config: Config, records: Records) -> Board:
         max_interval=config.protection.max_interval,
         replace_s=config.timeouts.replace_s,
         epoch_floor=int(time.time()),
+        tier=config.persist.url,
     )
     return Board(membership, policy, records.load())
 

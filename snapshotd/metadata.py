@@ -124,6 +124,7 @@ class Tier(Enum):
     NONE = 1
     LOCAL = 2
     GROUP = 3
+    PERSISTENT = 4
 
 
 class RefusalKind(Enum):
@@ -181,6 +182,7 @@ class TrainerFacts:
 
     `launch` is shared by all ranks of one start of the job, and by those of no other start; empty
     where the trainer cannot tell. `reshard`: it can take up what another number of ranks saved.
+    `damaged`: the failure is one of bytes in the persistent tier, which will not heal.
     """
 
     job: str
@@ -199,6 +201,7 @@ class TrainerFacts:
     present: bool = True
     launch: str = ""
     reshard: bool = False
+    damaged: bool = False
 
     @property
     def start(self) -> tuple[str, str, int]:
@@ -255,6 +258,49 @@ class Vow:
 
 
 @dataclass(frozen=True, slots=True)
+class PersistFacts:
+    """What a slot has to do with a job's steps in the persistent tier.
+
+    Attributes:
+        target: the step that all slots are to write now; stated by the home of shard 0 alone.
+        written: this slot's shard of it is there, verified.
+        gone: this slot does not have its shard of it any more.
+        bytes_done: of the target, written and then read back: up to `bytes_total`.
+        error: why it does not get on; it is tried again.
+        published: newest whole step there, as the home of shard 0 knows it.
+        published_unix_s: when that was whole.
+    """
+
+    job: str
+    target: Version | None = None
+    written: Version | None = None
+    gone: Version | None = None
+    bytes_done: int = 0
+    bytes_total: int = 0
+    error: str = ""
+    published: Version | None = None
+    published_unix_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStep:
+    """A whole step of a job in the persistent tier; `number` counts them, from 0."""
+
+    version: Version
+    world: int
+    number: int = 0
+    unix_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What the persistent tier holds of a job: whole steps, and versions that are not whole."""
+
+    steps: tuple[StoredStep, ...] = ()
+    unfinished: tuple[Version, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class SlotFacts:
     """What one SMP says of itself."""
 
@@ -268,6 +314,7 @@ class SlotFacts:
     accused: tuple[Accusation, ...] = ()
     vows: tuple[Vow, ...] = ()  # of jobs whose restore is not over
     plane: str = GRPC  # by which its blocks are dialled
+    persist: tuple[PersistFacts, ...] = ()
 
     def has_staged(self, decision: Decision) -> bool | None:
         """Whether it has ever brought its part of an unreleased decision here; None: unknown."""
@@ -275,6 +322,9 @@ class SlotFacts:
         if vow is not None and vow.staged == decision.id:
             return True
         return None if vow is None or vow.since >= decision.id.epoch else False
+
+    def persists(self, job: str) -> PersistFacts | None:
+        return next((p for p in self.persist if p.job == job), None)
 
     def jobs(self) -> frozenset[str]:
         """Jobs whose trainer or bytes are here."""

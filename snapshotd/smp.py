@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, Self
 import zmq.asyncio
 
 from snapshotd.coding.choice import choose_codec
+from snapshotd.core.persist import Schedule
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
@@ -26,6 +27,7 @@ from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
 from snapshotd.flow.intake import Intake
 from snapshotd.flow.lending import Lending
+from snapshotd.flow.persist import Persister, TierSettings
 from snapshotd.flow.priority import Priority
 from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.scrub import Scrub
@@ -86,6 +88,7 @@ class SmpSettings:
     bytes_per_s: int
     stall_s: float
     tls: TlsFiles | None
+    tier: TierSettings | None
     log_level: LogLevel
     log_format: LogFormat
 
@@ -110,6 +113,7 @@ class SmpSettings:
             bytes_per_s=int(config.background.bytes_per_s),
             stall_s=config.timeouts.rpc_s,
             tls=tls,
+            tier=tier_settings(config),
             log_level=config.log_level,
             log_format=config.log_format,
         )
@@ -122,7 +126,19 @@ class SmpSettings:
         values = json.loads(text)
         paths = {name: Path(values[name]) for name in ("run_dir", "shm_dir")}
         tls = values["tls"] and TlsFiles(**{k: Path(v) for k, v in values["tls"].items()})
-        return cls(**{**values, **paths, "tls": tls})
+        tier = values["tier"] and TierSettings(
+            **{**values["tier"], "schedule": Schedule(**values["tier"]["schedule"])}
+        )
+        return cls(**{**values, **paths, "tls": tls, "tier": tier})
+
+
+def tier_settings(config: Config) -> TierSettings | None:
+    """What an SMP must know of the persistent tier; None where none is configured."""
+    keys = config.persist
+    if not keys.url:
+        return None
+    schedule = Schedule(keys.interval_s, keys.every_steps, keys.keep_last, keys.keep_every_nth)
+    return TierSettings(keys.url, int(keys.bytes_per_s), schedule)
 
 
 async def run(settings: SmpSettings, priority: Priority) -> None:
@@ -153,7 +169,9 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
-    smp = Smp(machine, vault, transfers, link, lock, rooms, conduct)
+    smp = Smp(
+        machine, vault, transfers, link, lock, rooms, conduct, _persister(settings, machine, vault)
+    )
     smp.lending = Lending(
         machine, vault, Gatherer(home, vault, client, coding.codec, conduct, smp.reachable)
     )
@@ -205,6 +223,12 @@ def _identity(settings: SmpSettings) -> Identity | None:
     if settings.tls is None:
         return None
     return Identity.load(settings.tls, settings.cluster_id, settings.node_id)
+
+
+def _persister(settings: SmpSettings, machine: SlotMachine, vault: Vault) -> Persister | None:
+    if settings.tier is None:
+        return None
+    return Persister(machine, vault, settings.tier, settings.generations)
 
 
 async def _until(stop: asyncio.Event) -> None:

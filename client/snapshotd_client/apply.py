@@ -17,6 +17,7 @@ from google.protobuf.message import DecodeError
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
+from snapshotd_client.adopted import adopt, is_imported
 from snapshotd_client.bounds import out_of_bounds
 from snapshotd_client.capture import Survey, merge_groups, survey
 from snapshotd_client.differences import differences, in_place
@@ -71,6 +72,9 @@ def apply(
     manifest = _read_manifest(manifest_and_image[:manifest_bytes])
     live = survey(states)
     live.manifest.job, live.manifest.world, live.manifest.shard = job, world, shard
+    if is_imported(manifest):
+        _refuse(out_of_bounds(manifest, len(manifest_and_image)))
+        adopt(manifest, live.manifest, manifest_and_image)
     _refuse(differences(manifest, live.manifest))
     _refuse(out_of_bounds(manifest, len(manifest_and_image)))
     _refuse(_absent_devices(manifest))

@@ -91,7 +91,7 @@ def _text(entry: segment_pb2.TensorEntry) -> str:
 
 def _ties(saved: segment_pb2.Manifest, live: segment_pb2.Manifest) -> Iterator[str]:
     old_names, new_names = in_place(saved), in_place(live)
-    old, new = _tied(saved), _tied(live)
+    old, new = tied(saved), tied(live)
     for group in sorted(old ^ new):
         if all(key in old_names and key in new_names for key in group):
             where = "the snapshot" if group in old else "this run"
@@ -121,7 +121,8 @@ def _tied_names(manifest: segment_pb2.Manifest) -> set[frozenset[str]]:
     return {frozenset(group) for group in groups.values() if len(group) > 1}
 
 
-def _tied(manifest: segment_pb2.Manifest) -> set[tuple[_Key, ...]]:
+def tied(manifest: segment_pb2.Manifest) -> set[tuple[_Key, ...]]:
+    """Groups of names that stand for one memory."""
     groups: dict[tuple[object, ...], list[_Key]] = defaultdict(list)
     for key, entry in in_place(manifest).items():
         if all(entry.shape):

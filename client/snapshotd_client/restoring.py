@@ -7,6 +7,7 @@ one made of what all ranks stored in another layout. From there it is the same w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -26,6 +27,12 @@ from snapshotd_client.meeting import Meeting, can_meet
 from snapshotd_client.relayout import Relayout
 from snapshotd_client.results import Restored
 from snapshotd_client.waiting import Deadline
+
+_TIERS: Final = {
+    node_pb2.TIER_LOCAL: "local",
+    node_pb2.TIER_GROUP: "group",
+    node_pb2.TIER_PERSISTENT: "persistent",
+}
 
 
 class WayBack:
@@ -77,7 +84,7 @@ class WayBack:
             rng.seed(f"{self._who.job} {decision.restore.step} {self._who.rank}")
         return Restored(
             step=decision.restore.step,
-            tier="local" if decision.tier == node_pb2.TIER_LOCAL else "group",
+            tier=_TIERS[decision.tier],
             values=values,
             bytes_copied=reply.bytes_copied + self._taken.copied,
             bytes_decoded=reply.bytes_decoded + self._taken.decoded,

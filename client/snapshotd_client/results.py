@@ -12,8 +12,8 @@ class Restored:
 
     Attributes:
         step: the step after which the state was taken; go on with step + 1.
-        tier: where it came from, for the whole job: "local" (every rank from its own node) or
-            "group" (some shard was copied or decoded from other nodes).
+        tier: where it came from, for the whole job: "local" (every rank from its own node),
+            "group" (some shard was copied or decoded from other nodes) or "persistent".
         values: the keyword values given to `step()` then.
         bytes_copied: of the shards that this rank's state was in, brought over from another node.
         bytes_decoded: of these, rebuilt from the erasure code.

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import Final
 
 import snapshotd
-from snapshotd.cli import config_show, demo, drop, gc, plan, run, serve, status
+from snapshotd.cli import config_show, demo, drop, export, gc, import_, plan, run, serve, status
 from snapshotd.errors import CallerError, SnapshotdError
 
-_COMMANDS: Final = (serve, run, status, plan, drop, gc, config_show, demo)
+_COMMANDS: Final = (
+    serve, run, status, plan, drop, gc, export, import_, config_show, demo,
+)  # fmt: skip
 _FAILED: Final = 1
 _WRONG_INPUT: Final = 2
 _INTERRUPTED: Final = 130

@@ -19,6 +19,7 @@ from snapshotd.wire.v1.node_pb2 import (
     JobFacts,
     MemberStatus,
     NodeStatus,
+    PersistFacts,
     PlanReply,
     ShardStatus,
     SlotFacts,
@@ -37,7 +38,7 @@ def message_json(message: Message) -> str:
 def status_tables(status: NodeStatus) -> Iterator[RenderableType]:
     """Health and memory, then members, shards and jobs."""
     yield _node_summary(status)
-    tables = (_members, _shards, _groups, _jobs, _slots)
+    tables = (_members, _shards, _groups, _jobs, _slots, _persistent)
     for table in (make(status) for make in tables):
         yield table if table.row_count else f"no {table.title}"
 
@@ -175,6 +176,33 @@ def _slots(status: NodeStatus) -> Table:
             str(counters.repeated_total),
         )
     return table
+
+
+def _persistent(status: NodeStatus) -> Table:
+    table = _table(
+        "persistent tier", "slot", "job", "newest whole", "written here", "now", "what hinders"
+    )
+    for slot in status.slots:
+        told: PersistFacts
+        for told in slot.persist:
+            table.add_row(
+                str(slot.slot),
+                escape(told.job),
+                _version(told.published) if told.HasField("published") else "",
+                _version(told.written) if told.HasField("written") else "",
+                _written(told),
+                escape(told.error),
+            )
+    return table
+
+
+def _written(told: PersistFacts) -> str:
+    """How far this slot's shard is: written, then read back."""
+    if not told.bytes_total or told.bytes_done >= told.bytes_total:
+        return "idle"
+    half = told.bytes_total // 2
+    doing = "writing" if told.bytes_done < half else "reading back"
+    return f"{doing}, {100 * told.bytes_done // told.bytes_total} % of {in_bytes(half)} twice"
 
 
 def _trainer(slot: SlotFacts) -> str:

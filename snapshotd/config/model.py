@@ -31,6 +31,9 @@ PlaneName = Literal["sockets", "grpc"]
 #: The least bound of bytes a second: below it a peer would take a stream that waits for stalled.
 LEAST_RATE: Final = 16 << 20
 
+#: Below it, a chunk takes so long that the program which writes it is taken for hung.
+LEAST_BYTES_A_SECOND: Final = 1 << 20
+
 #: Orders in which bounds of waiting must stand, shortest first.
 TIMEOUT_ORDERS: Final = (
     ("heartbeat_s", "suspect_s", "dead_s", "restore_s", "torchrun_s"),
@@ -231,6 +234,65 @@ class Timeouts(_Section):
         )
 
 
+class Persist(_Section):
+    """The persistent tier: whole steps at an fsspec URL, written in the background."""
+
+    url: str = Field(
+        default="",
+        max_length=1024,
+        description="where committed snapshots are written: an absolute directory, "
+        "s3://BUCKET/PATH, gs://..., or what else fsspec knows; the same on all nodes; empty: "
+        "nowhere",
+    )
+    interval_s: float = Field(
+        default=600.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="a step is written so long after the last one; 0: only every_steps counts",
+    )
+    every_steps: int = Field(
+        default=0, ge=0, description="a step is written so many steps after the last one; 0: never"
+    )
+    keep_last: int = Field(
+        default=2, ge=1, description="the newest whole steps that are kept there"
+    )
+    keep_every_nth: int = Field(
+        default=0, ge=0, description="of all steps written, each nth is kept for good; 0: none"
+    )
+    bytes_per_s: ByteSize = Field(
+        default=ByteSize(512 << 20),
+        ge=0,
+        description="bound of what this node writes, and of what it reads back; 0: none",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _somewhere(cls, url: str) -> str:
+        if url and "://" not in url and not Path(url).is_absolute():
+            expected = "an absolute directory, or a URL like s3://bucket/path"
+            raise PydanticCustomError("url", "it is a relative path", {"expected": expected})
+        if url.startswith("memory:"):
+            expected = "a place that outlives the daemon"
+            raise PydanticCustomError("url", "it is one process's memory", {"expected": expected})
+        return url
+
+    @field_validator("every_steps")
+    @classmethod
+    def _sometimes(cls, every_steps: int, info: ValidationInfo) -> int:
+        if not every_steps and info.data.get("interval_s") == 0:
+            facts = {"expected": "interval_s or every_steps", "related": ["persist.interval_s"]}
+            raise PydanticCustomError("schedule", "nothing would ever be written", facts)
+        return every_steps
+
+    @field_validator("bytes_per_s")
+    @classmethod
+    def _not_too_slow(cls, rate: ByteSize) -> ByteSize:
+        if 0 < rate < LEAST_BYTES_A_SECOND:
+            facts = {"expected": f"0, or {LEAST_BYTES_A_SECOND} at least"}
+            raise PydanticCustomError("rate", "it is so slow that it looks like a hang", facts)
+        return rate
+
+
 class Tls(_Section):
     """Certificates by which daemons and operators know each other; all three files, or none."""
 
@@ -315,6 +377,7 @@ class Config(_Section):
     background: Background = Field(default_factory=Background)
     timeouts: Timeouts = Field(default_factory=Timeouts)
     tls: Tls = Field(default_factory=Tls)
+    persist: Persist = Field(default_factory=Persist)
 
     @field_validator("peers")
     @classmethod

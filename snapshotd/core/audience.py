@@ -66,7 +66,15 @@ def _report(facts: NodeFacts, keepers: Keepers) -> object:
         [
             (
                 home,
-                replace(s, data=(), parity=(), counters=SlotCounters(), accused=(), trainer=None),
+                replace(
+                    s,
+                    data=(),
+                    parity=(),
+                    counters=SlotCounters(),
+                    accused=(),
+                    trainer=None,
+                    persist=tuple(replace(p, bytes_done=0, bytes_total=0) for p in s.persist),
+                ),
                 replace(s.trainer, passed_step=0) if s.trainer else None,
                 [_done(home, job, groups, slots) for job, groups in sorted(keepers.items())],
             )

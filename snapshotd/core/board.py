@@ -29,6 +29,7 @@ from snapshotd.core.restore import (
     within_lineage,
 )
 from snapshotd.core.shelter import Absence, keepers, nodes_of
+from snapshotd.core.tier import TierView, learned
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -38,6 +39,7 @@ from snapshotd.metadata import (
     NodeFacts,
     Orders,
     SlotFacts,
+    Stored,
     Version,
 )
 from snapshotd.wire.protocol import MAX_EPOCH, MAX_JOBS
@@ -53,6 +55,7 @@ class Policy:
     max_interval: int
     replace_s: float
     epoch_floor: int = 0
+    tier: str = ""  # URL of the persistent tier
     give_up_s: float = economy.GIVE_UP_S
     take_up_s: float = economy.TAKE_UP_S
 
@@ -67,6 +70,8 @@ class _Notes:
         spell: of memory that is short, or suffices.
         window: of steps, to judge the cadence by.
         shelter: the groups that keep its restore point, where they are not those decided.
+        looks: whether it waits for a look into the persistent tier.
+        tier: what was seen there for those that wait.
         traceless_since_s: since when nobody holds anything of it, once it was dropped.
     """
 
@@ -76,6 +81,8 @@ class _Notes:
     spell: economy.Spell | None = None
     window: Window | None = None
     shelter: tuple[Group, ...] = ()
+    looks: bool = False
+    tier: TierView | None = None
     traceless_since_s: float | None = None
 
 
@@ -142,7 +149,21 @@ class Board:
             self._conclude_job(name, live, now_s)
         self._publish(now_s)
 
+    def tier_seen(self, job: str, stored: Stored | None, error: str, now_s: float) -> None:
+        """What the persistent tier holds of a job, or why that is not known."""
+        view = self._notes[job].tier
+        if view is not None:
+            self._notes[job].tier = replace(view, stored=stored, error=error)
+            self.conclude(now_s)
+
     # -- what the caller sends
+
+    def tier_wanted(self, now_s: float) -> frozenset[str]:
+        """Jobs for whose restore this node is to look into the persistent tier."""
+        slots, me = self.slots(now_s), self.membership.node
+        return frozenset(
+            job for job, n in self._notes.items() if n.looks and stating_node(slots, job) == me
+        )
 
     @property
     def facts(self) -> NodeFacts:
@@ -208,7 +229,10 @@ class Board:
             if not any(isinstance(o, Missing) for o in origins):
                 return version, origins, ""
             worst = worst or origins
-        return None, worst, "no version can be put together from what is held"
+        reason = "no version can be put together from what is held"
+        if self._policy.tier:
+            reason += f"; a restore would look into {self._policy.tier}"
+        return None, worst, reason
 
     # -- conclusions
 
@@ -276,6 +300,10 @@ class Board:
         now_s: float,
     ) -> JobFacts | None:
         """Every node sees why a restore waits; one alone states the decision."""
+        waited_s = self._waited_s(job, slots, now_s)
+        notes = self._notes[job]
+        if notes.tier is not None:
+            notes.tier = learned(notes.tier, known.pending if known else None, slots)
         outcome = decide(
             Situation(
                 job=job,
@@ -283,14 +311,16 @@ class Board:
                 known=known,
                 absent=self.membership.absent(now_s),
                 patience_s=self._policy.patience_s,
-                waited_s=self._waited_s(job, slots, now_s),
+                waited_s=waited_s,
                 self_node=self.membership.node,
                 group_size=self._policy.group_size,
                 parity=self._policy.parity,
                 epoch_floor=self._epoch_floor,
+                tier=notes.tier,
             )
         )
-        self._notes[job].wait = outcome.reason if isinstance(outcome, Wait) else ""
+        notes.wait = outcome.reason if isinstance(outcome, Wait) else ""
+        notes.looks = isinstance(outcome, Wait) and outcome.looks
         if isinstance(outcome, Decision) and stating_node(slots, job) == self.membership.node:
             return stated(known, outcome)
         return known
@@ -300,6 +330,7 @@ class Board:
         notes = self._notes[job]
         if notes.waiting != waiting:
             notes.waiting, notes.waiting_since_s = waiting, now_s
+            notes.tier = TierView(self._policy.tier) if self._policy.tier and waiting else None
         return now_s - notes.waiting_since_s
 
     def _judge_cadence(self, known: JobFacts, slots: Mapping[Home, SlotFacts]) -> JobFacts:

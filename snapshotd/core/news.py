@@ -29,10 +29,15 @@ class News:
         old, self.due_s = self._told, None
         if facts == old:
             return False
-        if old is not None and replace(facts, counters=old.counters) == old:
+        if old is not None and replace(_uncounted(facts), counters=old.counters) == _uncounted(old):
             due_s = self._told_s + COUNTERS_S
             if now_s < due_s:
                 self.due_s = due_s
                 return False
         self._told, self._told_s = facts, now_s
         return True
+
+
+def _uncounted(facts: SlotFacts) -> SlotFacts:
+    """Without how far a write into the persistent tier has come."""
+    return replace(facts, persist=tuple(replace(p, bytes_done=0) for p in facts.persist))

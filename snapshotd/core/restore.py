@@ -27,6 +27,7 @@ from typing import Final
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of, world_of
+from snapshotd.core.tier import TierView, fall_through
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -53,9 +54,13 @@ _Start = list[tuple[Home, TrainerFacts]]
 
 @dataclass(frozen=True, slots=True)
 class Wait:
-    """No decision yet, and why; the reason is told to whoever asks."""
+    """No decision yet, and why; the reason is told to whoever asks.
+
+    `looks`: it is the persistent tier that must be looked into.
+    """
 
     reason: str
+    looks: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,7 @@ class Situation:
         epoch_floor: no new epoch is below it. Seconds of the wall clock at this daemon's start, so
             that a cluster that lost all memory does not use an epoch again that a node which was
             cut off then still remembers.
+        tier: the persistent tier, None where none is configured.
     """
 
     job: str
@@ -86,6 +92,7 @@ class Situation:
     group_size: int
     parity: int
     epoch_floor: int = 0
+    tier: TierView | None = None
 
 
 def decide(now: Situation) -> Decision | Wait | None:
@@ -256,8 +263,13 @@ def _choose(
         return decided if saved == world else _handed_on(now, decided, version, saved)
     if not impatient:
         return Wait(_waiting_for_nodes(now, point))
+    stored = _from_tier(now, trainers, groups)
+    if stored is not None:
+        return stored
+    unknown = now.tier is not None and now.tier.stored is None
     unrecorded = (now.known is None or now.known.lineage == 0) and candidates(now.slots, now.job)
-    if all(t.allow_fresh for t in trainers) or (point is None and not unrecorded):
+    nothing = point is None and not unrecorded and not unknown and not _in_tier(now)
+    if all(t.allow_fresh for t in trainers) or nothing:
         return _stated(now, trainers, groups)
     return _refused(now, trainers, groups, RefusalKind.LOST, _lost(now, trainers, homes, point))
 
@@ -281,6 +293,29 @@ def _handed_on(now: Situation, decided: Decision, version: Version, saved: int) 
     return replace(decided, saved_world=saved, saved_groups=groups)
 
 
+def _from_tier(
+    now: Situation, trainers: list[TrainerFacts], groups: tuple[Group, ...]
+) -> Decision | Wait | None:
+    """What the persistent tier has for a job that memory cannot serve; None where nothing."""
+    if now.tier is None:
+        return None
+    found = fall_through(now.tier, _in_tier(now), len(trainers), now.waited_s, now.patience_s)
+    if found.wait:
+        return Wait(found.wait, looks=True)
+    if found.version is not None:
+        return _stated(now, trainers, groups, restore=found.version, tier=Tier.PERSISTENT)
+    if found.other_world and not all(t.allow_fresh for t in trainers):
+        why = f"job {now.job!r} {found.other_world}"
+        return _refused(now, trainers, groups, RefusalKind.OTHER_WORLD, why)
+    return None
+
+
+def _in_tier(now: Situation) -> list[Version]:
+    """Whole steps of this lineage in the persistent tier; damaged ones, too."""
+    steps = now.tier.stored.steps if now.tier and now.tier.stored else ()
+    return [s.version for s in steps if within_lineage(s.version, now.known)]
+
+
 def _not_heard(now: Situation) -> tuple[str, ...]:
     """Who may still bring bytes: nodes that are not live, slots whose SMP is starting."""
     starting = (str(home) for home, facts in now.slots.items() if not facts.address)
@@ -302,6 +337,8 @@ def _lost(
 ) -> str:
     """Name, for each version still held, every shard that cannot be had and why."""
     before = f"had committed {point}" if point else "left state behind, and no record of it"
+    if now.tier and now.tier.stored is None and not point:
+        before = "may have left snapshots in the persistent tier"
     lines = [f"job {now.job!r} {before}, and no snapshot of it can be restored from memory"]
     world, found = len(trainers), _candidates(now, trainers)
     if not found and point is not None:
@@ -312,6 +349,7 @@ def _lost(
         lines += [f"{version}{by}: {text}" for text in _shortfalls(origins)]
     if _not_heard(now):
         lines.append(f"not heard of: {', '.join(_not_heard(now))}")
+    lines += now.tier.tried() if now.tier else []
     return "\n  ".join(lines)
 
 
@@ -355,7 +393,7 @@ def _refused(
 
 def _next_epoch(now: Situation) -> int:
     """Newer than anything that is known or held."""
-    held = [v.epoch for v in candidates(now.slots, now.job)]
+    held = [v.epoch for v in (*candidates(now.slots, now.job), *_in_tier(now))]
     known = [now.known.epoch if now.known else 0, *held]
     return max(1 + max(known), now.epoch_floor)
 

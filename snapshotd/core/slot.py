@@ -159,7 +159,7 @@ class SlotMachine:
             )
         self.trainer = replace(
             trainer, waiting=True, allow_fresh=allow_fresh, reshard=reshard, decision=None,
-            staged=False, failure="",
+            staged=False, failure="", damaged=False,
         )  # fmt: skip
 
     def claim(self, step: int, image_bytes: int, until_s: float) -> None:
@@ -237,10 +237,10 @@ class SlotMachine:
             self.trainer = replace(self.trainer, staged=True)
             self._vows.staged(self.trainer.job, decision)
 
-    def stage_failed(self, decision: DecisionId, reason: str) -> None:
-        """It cannot be had; the coordinator decides again."""
+    def stage_failed(self, decision: DecisionId, reason: str, *, damaged: bool = False) -> None:
+        """It cannot be had; the coordinator decides again. `damaged`: in the persistent tier."""
         if self.trainer is not None and self.trainer.decision == decision:
-            self.trainer = replace(self.trainer, failure=reason)
+            self.trainer = replace(self.trainer, failure=reason, damaged=damaged)
 
     def encoded(self, task: Encode) -> None:
         """All rows of a stripe are stored where they belong."""
@@ -309,7 +309,7 @@ class SlotMachine:
 
     def _adopt(self, trainer: TrainerFacts, decision: Decision) -> list[Instruction]:
         self._goal = decision.restore
-        adopted = replace(trainer, decision=decision.id, staged=False, failure="")
+        adopted = replace(trainer, decision=decision.id, staged=False, failure="", damaged=False)
         if decision.refusal:
             self.trainer = replace(adopted, waiting=False)
             return [Answer(decision)]

@@ -36,7 +36,7 @@ class Filling:
         segment: Segment,
         step: int,
         image_bytes: int,
-        start: Callable[[Coroutine[Any, Any, None]], None],
+        start: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self.segment = segment
         self.step = step

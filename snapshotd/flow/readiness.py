@@ -18,11 +18,15 @@ log = logging.getLogger(__name__)
 
 
 class Readiness:
-    """Makes the segments of one slot's generations, in the background."""
+    """Makes the segments of one slot's generations, in the background.
 
-    def __init__(self, vault: Vault, rooms: Rooms) -> None:
+    `more`: segments beyond those, for versions that are kept for readers.
+    """
+
+    def __init__(self, vault: Vault, rooms: Rooms, more: int = 0) -> None:
         self._vault = vault
         self._rooms = rooms
+        self._more = more
         self._over = asyncio.Event()
         self._wanted = 0  # which call of `make` counts
 
@@ -35,7 +39,7 @@ class Readiness:
             if image_bytes:
                 self._rooms.check_all(image_bytes)
                 while mine == self._wanted and await self._vault.make_ready(
-                    job, image_bytes, self._rooms.generations
+                    job, image_bytes, self._rooms.generations + self._more
                 ):
                     pass
         except (NoRoom, ConfigError) as error:

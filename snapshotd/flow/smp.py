@@ -36,13 +36,14 @@ from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.filling import Filling
 from snapshotd.flow.foresight import Foresight
 from snapshotd.flow.lending import Lending
+from snapshotd.flow.persist import Persister
 from snapshotd.flow.readiness import Readiness
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_holding
 from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import Decision, Orders, Version
+from snapshotd.metadata import Decision, Orders, Tier, Version
 from snapshotd.rpc.local import Link
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
@@ -69,6 +70,7 @@ class Smp:
         trainer_lock: Path,
         rooms: Rooms,
         conduct: Conduct,
+        persister: Persister | None = None,
     ) -> None:
         self.machine = machine
         self.vault = vault
@@ -76,9 +78,10 @@ class Smp:
         self._link = link
         self._trainer_lock = trainer_lock
         self._rooms = rooms
-        self.readiness = Readiness(vault, rooms)
+        self.readiness = Readiness(vault, rooms, more=1 if persister else 0)
         self.foresight = Foresight(vault, machine)
         self._conduct = conduct
+        self._persister = persister
         self._waits_for_room = False
         self._wake = asyncio.Event()
         self._rebuilding = ChangeLog(log)
@@ -93,6 +96,8 @@ class Smp:
         self.plane = GRPC  # by which they are dialled
         vault.on_change = self.wake
         conduct.on_change = self.wake
+        if persister is not None:
+            persister.on_change = self.wake
         vault.on_no_room = self._note_shortage
 
     def follow(self, orders: Orders) -> None:
@@ -148,6 +153,8 @@ class Smp:
             for job in {i.holding.job for i in instructions if isinstance(i, Free)}:
                 self.start(self.vault.tidy(job))
             self._watch_room()
+            if self._persister is not None:
+                self._persister.pursue(self.start)
             self._publish()
             if self.desk is not None:
                 await self.desk.report()
@@ -155,7 +162,12 @@ class Smp:
 
     async def _sleep(self) -> None:
         now_s = time.monotonic()
-        times = (self.machine.next_wake_s(), self._conduct.next_change_s(), self._news.due_s)
+        times = (
+            self.machine.next_wake_s(),
+            self._conduct.next_change_s(),
+            self._news.due_s,
+            self._persister.next_wake_s() if self._persister else None,
+        )
         wake_s = min((t for t in times if t is not None), default=None)
         timeout_s = None if wake_s is None else max(0.0, wake_s - now_s)
         with contextlib.suppress(TimeoutError):
@@ -164,8 +176,12 @@ class Smp:
 
     def _publish(self) -> None:
         accused = self._conduct.accusations()
-        facts = self.machine.facts(self.address, self.vault.counters())
-        facts = replace(facts, accused=accused, plane=self.plane)
+        facts = replace(
+            self.machine.facts(self.address, self.vault.counters()),
+            accused=accused,
+            plane=self.plane,
+            persist=self._persister.facts if self._persister else (),
+        )
         if self._news.to_tell(facts, time.monotonic()):
             self._link.publish(facts)
 
@@ -187,11 +203,12 @@ class Smp:
             case _:
                 log.warning("nobody is there to hear %s", instruction)
 
-    def start(self, work: Coroutine[Any, Any, None]) -> None:
+    def start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Run a task; an error it does not expect ends `run`, and with it the process."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)
+        return task
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -343,18 +360,20 @@ class Smp:
         decision, trainer = task.decision, self.machine.trainer
         assert trainer is not None
         assert decision.restore is not None
-        reason, begun_s = "", time.monotonic()
+        reason, damaged, begun_s = "", False, time.monotonic()
         point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):
             await asyncio.sleep(STAGE_PAUSE_S * attempt)
             try:
                 if decision.saved_world and self.lending is not None:
                     await self.lending.attempt(decision, task.to_try(trainer.shard))
+                elif decision.tier is Tier.PERSISTENT:
+                    await self._fetch_stored(decision.job, trainer.shard, decision.restore)
                 else:
                     await self._fetch(decision.job, trainer.shard, decision.restore)
             except DamagedBytes as error:
                 # The facts have changed: where the shard comes from must be decided anew.
-                reason = str(error)
+                reason, damaged = str(error), decision.tier is Tier.PERSISTENT
                 break
             except SnapshotdError as error:
                 log.warning("shard %d at %s: %s", trainer.shard, decision.restore, error)
@@ -364,7 +383,9 @@ class Smp:
                 self.staged_s = time.monotonic() - begun_s
                 self.machine.staged(decision.id)
                 return
-        self.machine.stage_failed(decision.id, reason)
+        if damaged:
+            log.error("shard %d at %s: %s", trainer.shard, decision.restore, reason)
+        self.machine.stage_failed(decision.id, reason, damaged=damaged)
 
     async def _fetch(self, job: str, shard: int, version: Version) -> None:
         """Have a shard here, verified. Raises SnapshotdError."""
@@ -385,6 +406,14 @@ class Smp:
         here = {self.machine.home: self.machine.facts(self.address, self.vault.counters())}
         peers = self.machine.orders.peers.items()
         return {**{h: f for h, f in peers if self._conduct.trusts(h.node)}, **here}
+
+    async def _fetch_stored(self, job: str, shard: int, version: Version) -> None:
+        if self._persister is None:
+            raise PeerError(
+                f"{self.machine.home} has no persistent tier configured",
+                "Set the same persist.url on all nodes",
+            )
+        await self._persister.fetch(job, shard, version)
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

@@ -19,7 +19,7 @@ from snapshotd.errors import ConfigError, PeerError
 from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
 from snapshotd.flow.status import accusations
-from snapshotd.metadata import DataHolding, NodeFacts, Orders, ParityHolding, SlotFacts
+from snapshotd.metadata import DataHolding, NodeFacts, Orders, ParityHolding, SlotFacts, Stored
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.local import Mailbox
 from snapshotd.rpc.memo import OrdersOut
@@ -129,6 +129,11 @@ class Supervisor:
         point("supervisor.drop.heard")
         self._spread()
         return freed
+
+    def tier_seen(self, job: str, stored: Stored | None, error: str) -> None:
+        """What the persistent tier holds of a job whose restore waits, or why it is not known."""
+        self.board.tier_seen(job, stored, error, time.monotonic())
+        self._spread()
 
     def facts(self) -> NodeFacts:
         return self.board.facts

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
 
@@ -55,6 +55,8 @@ class Vault:
         self.on_change: Callable[[], None] = lambda: None
         #: Called when a segment could not be had: job, bytes of its largest image.
         self.on_no_room: Callable[[str, int], None] = lambda _job, _bytes: None
+        #: Asked when a segment cannot be had: whether a reader that can wait has let go of one.
+        self.give_way: Callable[[], Awaitable[bool]] = _nobody
 
     # -- taking over
 
@@ -171,9 +173,16 @@ class Vault:
 
         async def act() -> Segment:
             async with self._claiming:
-                segment = await asyncio.to_thread(
-                    self._arena.claim, kind, image_bytes, record_bytes
-                )
+                try:
+                    segment = await asyncio.to_thread(
+                        self._arena.claim, kind, image_bytes, record_bytes
+                    )
+                except NoRoom:
+                    if not await self.give_way():
+                        raise
+                    segment = await asyncio.to_thread(
+                        self._arena.claim, kind, image_bytes, record_bytes
+                    )
                 begin(segment)
                 self._unentered.add(segment)
                 return segment
@@ -266,6 +275,10 @@ class Vault:
         self._condemn(segment, reason)
         self.on_change()
 
+    def is_freed(self, segment: Segment) -> bool:
+        """Whether nothing but its readers keeps it."""
+        return segment in self._doomed
+
     # -- reading
 
     def held(self) -> tuple[Key, ...]:
@@ -337,3 +350,7 @@ class Vault:
     @property
     def allocated_bytes(self) -> int:
         return self._arena.allocated_bytes
+
+
+async def _nobody() -> bool:
+    return False

@@ -26,6 +26,7 @@ from snapshotd.metadata import (
     Orders,
     ParityHolding,
     ParityPlace,
+    PersistFacts,
     RefusalKind,
     SlotCounters,
     SlotFacts,
@@ -294,6 +295,7 @@ def trainer_to(t: TrainerFacts) -> pb.TrainerFacts:
         present=t.present,
         launch=t.launch,
         reshard=t.reshard,
+        damaged=t.damaged,
     )
 
 
@@ -320,6 +322,7 @@ def _trainer_from(m: pb.TrainerFacts) -> TrainerFacts:
         present=m.present,
         launch=m.launch,
         reshard=m.reshard,
+        damaged=m.damaged,
     )
 
 
@@ -349,6 +352,39 @@ def _vow_from(m: pb.Vow) -> Vow:
     return Vow(m.job, checked_epoch(m.since), staged)
 
 
+def _persist_to(p: PersistFacts) -> pb.PersistFacts:
+    versions = {
+        name: version_to(version)
+        for name in ("target", "written", "gone", "published")
+        if (version := getattr(p, name)) is not None
+    }
+    return pb.PersistFacts(
+        job=p.job,
+        bytes_done=p.bytes_done,
+        bytes_total=p.bytes_total,
+        error=p.error,
+        published_unix_s=p.published_unix_s,
+        **versions,
+    )
+
+
+def _persist_from(m: pb.PersistFacts) -> PersistFacts:
+    check_job(m.job)
+    versions = {
+        name: version_from(getattr(m, name))
+        for name in ("target", "written", "gone", "published")
+        if m.HasField(name)
+    }
+    return PersistFacts(
+        job=m.job,
+        bytes_done=m.bytes_done,
+        bytes_total=m.bytes_total,
+        error=m.error,
+        published_unix_s=m.published_unix_s,
+        **versions,
+    )
+
+
 def slot_to(s: SlotFacts) -> pb.SlotFacts:
     return pb.SlotFacts(
         slot=s.slot,
@@ -361,12 +397,13 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         accused=[_accusation_to(a) for a in s.accused],
         vows=[_vow_to(v) for v in s.vows],
         plane=s.plane,
+        persist=[_persist_to(p) for p in s.persist],
     )
 
 
 def slot_from(m: pb.SlotFacts) -> SlotFacts:
     check_slot(m.slot)
-    if max(len(m.data), len(m.parity)) > MAX_HOLDINGS:
+    if max(len(m.data), len(m.parity), len(m.persist)) > MAX_HOLDINGS:
         raise malformed(f"a slot with {len(m.data)} shards and {len(m.parity)} parity blocks")
     if len(m.accused) > MAX_ACCUSED:
         raise malformed(f"a slot that accuses {len(m.accused)} nodes")
@@ -387,6 +424,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         accused=tuple(_accusation_from(a) for a in m.accused),
         vows=tuple(_vow_from(v) for v in m.vows),
         plane=m.plane or GRPC,
+        persist=tuple(_persist_from(p) for p in m.persist),
     )
 
 

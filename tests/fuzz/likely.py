@@ -19,6 +19,7 @@ from snapshotd.metadata import (
     Orders,
     ParityHolding,
     ParityPlace,
+    PersistFacts,
     SlotFacts,
     Tier,
     TrainerFacts,
@@ -141,6 +142,16 @@ slots = st.builds(
     st.none() | trainers(),
     st.lists(datas, max_size=4).map(tuple),
     st.lists(parities(), max_size=4).map(tuple),
+    persist=st.lists(
+        st.builds(
+            PersistFacts,
+            st.sampled_from(JOBS),
+            target=st.none() | versions,
+            written=st.none() | versions,
+            gone=st.none() | versions,
+        ),
+        max_size=2,
+    ).map(tuple),
 )
 
 

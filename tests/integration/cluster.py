@@ -131,7 +131,12 @@ class Cluster:
     """Some nodes of one cluster. Everything is removed in the end."""
 
     def __init__(
-        self, parity: int = 1, group_size: int = 4, replace_s: float = 60.0, **settings: object
+        self,
+        parity: int = 1,
+        group_size: int = 4,
+        replace_s: float = 60.0,
+        persist: Mapping[str, object] | None = None,
+        **settings: object,
     ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="sd-"))
         self.shm = Path(tempfile.mkdtemp(prefix="snapshotd-test-", dir="/dev/shm"))
@@ -139,6 +144,7 @@ class Cluster:
         self._parity = parity
         self._group_size = group_size
         self._settings = settings
+        self.persist = dict(persist or {})
         self.timeouts = {**TIMEOUTS, "replace_s": replace_s}
         # Its own among all clusters of this process, and most likely of all test runs.
         self._subnet = f"127.{64 + os.getpid() % 128}.{next(_clusters) % 250}"
@@ -187,6 +193,7 @@ class Cluster:
         lines += ["[protection]", f"group_size = {self._group_size}", f"parity = {self._parity}"]
         lines += ["unprotected_bound_s = 2.0", "[timeouts]"]
         lines += [f"{key} = {value}" for key, value in self.timeouts.items()]
+        lines += ["[persist]", *(f"{k} = {json.dumps(v)}" for k, v in self.persist.items())]
         return "\n".join(lines) + "\n"
 
     def start(self, count: int) -> list[Node]:

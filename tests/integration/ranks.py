@@ -53,7 +53,7 @@ class Rank:
         }
 
     def train(self) -> None:
-        batch = torch.rand(8, WIDTH, generator=self.generator)
+        batch = torch.rand(8, self.model[0].in_features, generator=self.generator)
         self.model(batch).pow(2).mean().backward()
         self.optimizer.step()
         self.scheduler.step()
@@ -87,9 +87,9 @@ class Rank:
         return digest.hexdigest()
 
 
-def reference(rank: int, world: int, steps: int) -> str:
+def reference(rank: int, world: int, steps: int, width: int = WIDTH) -> str:
     """The digest of an undisturbed rank after `steps` steps."""
-    undisturbed = Rank(rank, world)
+    undisturbed = Rank(rank, world, width)
     for _ in range(steps):
         undisturbed.train()
     return undisturbed.digest()
@@ -98,10 +98,17 @@ def reference(rank: int, world: int, steps: int) -> str:
 class Job:
     """All ranks of a job in this process, one thread each where they wait for each other."""
 
-    def __init__(self, homes: list[tuple[Node, int]], job: str = "job", **options: object) -> None:
+    def __init__(
+        self,
+        homes: list[tuple[Node, int]],
+        job: str = "job",
+        width: int = WIDTH,
+        **options: object,
+    ) -> None:
         self.name = job
         self.world = len(homes)
-        self.ranks = [Rank(r, self.world) for r in range(self.world)]
+        self.width = width
+        self.ranks = [Rank(r, self.world, width) for r in range(self.world)]
         self._pool = ThreadPoolExecutor(self.world)
         try:
             for rank, (node, slot) in zip(self.ranks, homes, strict=True):
@@ -169,7 +176,7 @@ class Job:
     def check(self) -> None:
         """Every rank's state is byte for byte that of a rank that was never disturbed."""
         for rank in self.ranks:
-            assert rank.digest() == reference(rank.rank, self.world, self.next_step), (
+            assert rank.digest() == reference(rank.rank, self.world, self.next_step, self.width), (
                 f"rank {rank.rank} differs from the reference after {self.next_step} steps"
             )
 

@@ -48,6 +48,8 @@ class Answers(node_pb2_grpc.NodeServicer):
         job.committed.step, job.committed.epoch = 40, 1
         slot = status.slots.add(slot=0)
         slot.trainer.job, slot.trainer.shard, slot.trainer.world = "gpt", 3, 4
+        told = slot.persist.add(job="gpt", bytes_done=3 << 20, bytes_total=4 << 20, error="slow")
+        told.published.step, told.published.epoch = 30, 1
         return status
 
     def Plan(self, request: pb.PlanRequest, context: object) -> pb.PlanReply:  # noqa: N802  as in the service
@@ -144,6 +146,9 @@ def test_status(address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         "rank 3 of 4, gpt, gone",
         "step 40 (epoch 1)",
         "9.0 s",
+        "step 30 (epoch 1)",
+        "reading back, 75 % of 2.0 MiB twice",
+        "slow",
     ):
         assert fact in shown
     assert main(["status", "--address", address, "--json"]) == 0
@@ -351,3 +356,35 @@ def test_the_module_is_the_command() -> None:
     command = [sys.executable, "-m", "snapshotd", "--version"]
     shown = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert shown.stdout.strip() == f"snapshotd {snapshotd.__version__}"
+
+
+def test_export_and_import_say_what_they_lack(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, tier = tmp_path / "out", tmp_path / "tier"
+    tier.mkdir()
+    source = ("--from", str(tier), "--job", "gpt")
+    for arguments, code, why in (
+        (("export", str(out), "--from", str(tier)), 2, "--from takes --job"),
+        (("export", str(out), *source), 1, "step newest is not in"),
+        (("export", str(out), *source, "--step", "x"), 2, "say newest"),
+        (("import", "--job", "gpt", "--to", str(tier), str(out)), 1, "no .metadata in it"),
+        (("import", "--job", "gpt", "--to", str(out), str(out)), 1, "it is not there"),
+        (("import", "--job", "", "--to", str(tier), str(out)), 2, "takes 0 bytes"),
+    ):
+        assert main(arguments) == code
+        assert why in capsys.readouterr().err
+    assert not out.exists()
+    assert [*tmp_path.iterdir()] == [tier]
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
+    assert main(["export", str(out), *source]) == 2
+    assert "pip install 'snapshotd[client]'" in capsys.readouterr().err
+
+
+def test_an_export_without_a_daemon_s_snapshot(
+    address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    take = ("export", str(tmp_path / "out"), "--address", address)
+    assert main([*take, "--job", "other"]) == 2
+    assert "no snapshot of a job 'other'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -13,6 +13,7 @@ class Tier(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TIER_NONE: _ClassVar[Tier]
     TIER_LOCAL: _ClassVar[Tier]
     TIER_GROUP: _ClassVar[Tier]
+    TIER_PERSISTENT: _ClassVar[Tier]
 
 class RefusalKind(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -24,6 +25,7 @@ TIER_UNSPECIFIED: Tier
 TIER_NONE: Tier
 TIER_LOCAL: Tier
 TIER_GROUP: Tier
+TIER_PERSISTENT: Tier
 REFUSAL_KIND_UNSPECIFIED: RefusalKind
 REFUSAL_KIND_LOST: RefusalKind
 REFUSAL_KIND_CANNOT_PROTECT: RefusalKind
@@ -148,7 +150,7 @@ class ParityHolding(_message.Message):
     def __init__(self, job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digests: _Optional[_Iterable[bytes]] = ..., shard_bytes: _Optional[_Iterable[int]] = ..., world: _Optional[int] = ...) -> None: ...
 
 class TrainerFacts(_message.Message):
-    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present", "launch", "reshard")
+    __slots__ = ("job", "run_id", "restart_count", "incarnation", "shard", "world", "waiting", "allow_fresh", "decision", "staged", "failure", "passed_step", "skipped", "present", "launch", "reshard", "damaged")
     JOB_FIELD_NUMBER: _ClassVar[int]
     RUN_ID_FIELD_NUMBER: _ClassVar[int]
     RESTART_COUNT_FIELD_NUMBER: _ClassVar[int]
@@ -165,6 +167,7 @@ class TrainerFacts(_message.Message):
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     LAUNCH_FIELD_NUMBER: _ClassVar[int]
     RESHARD_FIELD_NUMBER: _ClassVar[int]
+    DAMAGED_FIELD_NUMBER: _ClassVar[int]
     job: str
     run_id: str
     restart_count: int
@@ -181,10 +184,11 @@ class TrainerFacts(_message.Message):
     present: bool
     launch: str
     reshard: bool
-    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ..., reshard: bool = ...) -> None: ...
+    damaged: bool
+    def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ..., reshard: bool = ..., damaged: bool = ...) -> None: ...
 
 class SlotFacts(_message.Message):
-    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "plane", "vows")
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "plane", "vows", "persist")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
@@ -195,6 +199,7 @@ class SlotFacts(_message.Message):
     ACCUSED_FIELD_NUMBER: _ClassVar[int]
     PLANE_FIELD_NUMBER: _ClassVar[int]
     VOWS_FIELD_NUMBER: _ClassVar[int]
+    PERSIST_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
     trainer: TrainerFacts
@@ -205,7 +210,8 @@ class SlotFacts(_message.Message):
     accused: _containers.RepeatedCompositeFieldContainer[Accusation]
     plane: str
     vows: _containers.RepeatedCompositeFieldContainer[Vow]
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., plane: _Optional[str] = ..., vows: _Optional[_Iterable[_Union[Vow, _Mapping]]] = ...) -> None: ...
+    persist: _containers.RepeatedCompositeFieldContainer[PersistFacts]
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., plane: _Optional[str] = ..., vows: _Optional[_Iterable[_Union[Vow, _Mapping]]] = ..., persist: _Optional[_Iterable[_Union[PersistFacts, _Mapping]]] = ...) -> None: ...
 
 class Vow(_message.Message):
     __slots__ = ("job", "since", "staged")
@@ -216,6 +222,28 @@ class Vow(_message.Message):
     since: int
     staged: DecisionId
     def __init__(self, job: _Optional[str] = ..., since: _Optional[int] = ..., staged: _Optional[_Union[DecisionId, _Mapping]] = ...) -> None: ...
+
+class PersistFacts(_message.Message):
+    __slots__ = ("job", "target", "written", "gone", "bytes_done", "bytes_total", "error", "published", "published_unix_s")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    TARGET_FIELD_NUMBER: _ClassVar[int]
+    WRITTEN_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_DONE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_TOTAL_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_FIELD_NUMBER: _ClassVar[int]
+    PUBLISHED_UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    target: _segment_pb2.Version
+    written: _segment_pb2.Version
+    gone: _segment_pb2.Version
+    bytes_done: int
+    bytes_total: int
+    error: str
+    published: _segment_pb2.Version
+    published_unix_s: float
+    def __init__(self, job: _Optional[str] = ..., target: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., written: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., gone: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., bytes_done: _Optional[int] = ..., bytes_total: _Optional[int] = ..., error: _Optional[str] = ..., published: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., published_unix_s: _Optional[float] = ...) -> None: ...
 
 class Accusation(_message.Message):
     __slots__ = ("node", "what", "count", "cut_off_s")

@@ -1,0 +1,122 @@
+"""A checkpoint of torch.distributed.checkpoint as the image of a job's first step.
+
+Its top-level keys are the names that are given to Snapshotter; under each stands what the
+`state_dict()` of that object gives, or a tensor.
+"""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
+
+from snapshotd.wire.protocol import MANIFEST_FORMAT
+from snapshotd.wire.v1 import segment_pb2
+from snapshotd_client import rng, tree
+from snapshotd_client.copying import Load, Piece, Target
+from snapshotd_client.errors import StateMismatch
+from snapshotd_client.layout import lay_out, skeleton_room
+from snapshotd_client.leaves import RNG, VALUES, Inventory, describe
+from snapshotd_client.owners import TENSOR
+
+Trees = Mapping[str, Any]
+
+
+def read_checkpoint(directory: Path) -> Trees:
+    """What a checkpoint holds, as it was nested. Raises StateMismatch: it is no job's start."""
+    if not (directory / ".metadata").is_file():
+        raise StateMismatch(
+            [f"{directory} is no checkpoint of torch.distributed.checkpoint: no .metadata in it"]
+        )
+    found: dict[str, Any] = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about its own classes
+        _load_state_dict(
+            found,
+            storage_reader=FileSystemReader(directory),
+            planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]  # torch's
+            no_dist=True,
+        )
+    found.pop("ranks", None)  # of our own export: what differed between ranks
+    for name, value in found.items():
+        if _is_optimizer(value):
+            # Every key is text in a checkpoint; parameters are counted.
+            state = value.get("state", {}).items()
+            found[name] = {**value, "state": {_counted(k): v for k, v in state}}
+    wrong = [why for name, value in found.items() if (why := _why_not(name, value))]
+    if wrong or not found:
+        raise StateMismatch(wrong or [f"{directory} is empty"])
+    return found
+
+
+def _why_not(name: str, value: object) -> str:
+    if isinstance(value, torch.Tensor) or name in (VALUES, RNG):
+        return ""
+    if not isinstance(value, dict):
+        return f"{name}: a {type(value).__name__}, where the state_dict() of an object was expected"
+    if _is_optimizer(value) and not all(isinstance(key, int) for key in value["state"]):
+        return (
+            f"{name}: optimizer state by parameter names; save optimizer.state_dict(), which "
+            "counts parameters"
+        )
+    return ""
+
+
+def _counted(key: object) -> object:
+    return int(key) if isinstance(key, str) and key.isdigit() else key
+
+
+def _is_optimizer(value: object) -> bool:
+    return isinstance(value, dict) and "param_groups" in value
+
+
+def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step: int) -> int:
+    """Write the image of one shard, which has all of the state; returns its manifest's length."""
+    states = {name: value for name, value in trees.items() if name not in (VALUES, RNG)}
+    whole = {
+        **states,
+        VALUES: trees.get(VALUES, {}),
+        RNG: trees.get(RNG) or _generators(),
+    }
+    inventory = Inventory()
+    pickles = {}
+    for owner, value in whole.items():
+        inventory.take_walk(owner, value)
+        pickles[owner] = tree.dump(owner, value, inventory)
+    extents, places = inventory.gather()
+    skeleton = tree.join([*pickles], pickles.values())
+    manifest = segment_pb2.Manifest(
+        format=MANIFEST_FORMAT,
+        job=job,
+        shard=shard,
+        world=world,
+        extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
+        tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
+        # Of what kind an object is, the run that restores it knows.
+        names={n: TENSOR if isinstance(v, torch.Tensor) else "" for n, v in states.items()},
+    )
+    manifest.skeleton.bytes = skeleton_room(len(skeleton))
+    layout = lay_out(manifest)
+    manifest.step = step
+    opening = manifest.SerializeToString()
+    with path.open("xb") as file:
+        file.truncate(layout.image_bytes)
+    target = Target(torch.from_file(str(path), True, layout.image_bytes, dtype=torch.uint8))
+    target.put_text(0, opening)
+    target.put(Load([Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)], ()))
+    target.put_text(layout.skeleton_offset, skeleton)
+    return len(opening)
+
+
+def _generators() -> rng.RngState:
+    """All random generators as if they were seeded with 0: a checkpoint has none."""
+    torch.manual_seed(0)
+    random.seed(0)
+    return {**rng.read(), "numpy": None}

@@ -1,0 +1,377 @@
+"""One job's steps at an fsspec URL: written, verified, made whole, read, deleted.
+
+It rests on what every store of today promises: what was written is there for the next reader and
+the next listing, and a small object is there whole or not at all. Local directories get it by a
+rename.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from typing import Any, Final
+
+from google.protobuf.message import DecodeError
+
+from snapshotd.coding.digest import check_range
+from snapshotd.errors import CallerError, DamagedBytes, RequestError, SnapshotdError
+from snapshotd.metadata import Stored, StoredStep, Version
+from snapshotd.tier import layout
+from snapshotd.wire.protocol import TRANSFER_BYTES, grain_bytes
+from snapshotd.wire.v1.segment_pb2 import SealRecord
+
+#: Parts of one object: S3 takes 10,000 of at least 5 MiB, and a library keeps some in memory.
+_PART_BYTES: Final = 16 << 20
+_MAX_PARTS: Final = 9000
+#: Small objects that are asked for at once.
+_AT_ONCE: Final = 16
+
+#: Bytes that are done, of as many.
+Progress = Callable[[int, int], None]
+
+
+class TierError(SnapshotdError):
+    """The store refused, or did not answer; another attempt may succeed."""
+
+    transient = True
+
+
+class Throttle:
+    """Lets so many bytes a second pass, on average; 0: all."""
+
+    def __init__(self, bytes_per_s: float) -> None:
+        self._bytes_per_s = bytes_per_s
+        self._due_s = time.monotonic()
+
+    def passed(self, count: int) -> None:
+        """Wait as long as `count` bytes take."""
+        if self._bytes_per_s > 0:
+            now_s = time.monotonic()
+            self._due_s = max(self._due_s, now_s - 1.0) + count / self._bytes_per_s
+            threading.Event().wait(max(0.0, self._due_s - now_s))
+
+
+def quiet(_done: int, _total: int) -> None:
+    """Progress that nobody watches."""
+
+
+class Store:
+    """The steps of one job under a URL.
+
+    Args:
+        url: what fsspec understands: a directory, file://, s3://, gs://, memory:// and others.
+        job: its name.
+
+    Raises:
+        CallerError: there is no such kind of store here.
+    """
+
+    def __init__(self, url: str, job: str) -> None:
+        try:
+            from fsspec.core import url_to_fs  # noqa: PLC0415  only where a tier is configured
+        except ImportError as error:
+            raise CallerError(
+                f"the persistent tier {url} takes fsspec, which is not installed",
+                "pip install 'snapshotd[persist]'",
+            ) from error
+        self.url = url
+        self.job = job
+        try:
+            self._fs, root = url_to_fs(url, use_listings_cache=False)
+        except ImportError as error:
+            raise CallerError(
+                f"the persistent tier {url}: {error}",
+                "Install the package that serves it: s3fs for s3://, gcsfs for gs://",
+            ) from error
+        except ValueError as error:
+            raise CallerError(
+                f"the persistent tier {url}: {error}", "Give it a directory, s3://, gs://, ..."
+            ) from error
+        self._base = str(root)
+        self._root = layout.job_path(self._base, job)
+        self._local = "file" in _protocols(self._fs)
+
+    # -- looking
+
+    def look(self) -> Stored:
+        """Whole steps, and versions that are not whole. Raises TierError."""
+        with self._asking("list"):
+            names = self._listed(layout.steps_path(self._root))
+            found = {v for n in names if n.endswith(".json") and (v := layout.version_of(n))}
+            data = {
+                v for n in self._listed(layout.data_path(self._root)) if (v := layout.version_of(n))
+            }
+
+        def step(version: Version) -> StoredStep | None:
+            with suppress(DamagedBytes):  # of a later format, or no index: it is let alone
+                return self.index(version).step
+            return None
+
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            steps = tuple(s for s in pool.map(step, sorted(found)) if s is not None)
+        return Stored(steps, tuple(sorted(data - found)))
+
+    def index(self, version: Version) -> layout.Index:
+        """What a whole step consists of. Raises DamagedBytes, TierError."""
+        path = layout.index_path(self._root, version)
+        with self._asking("read"):
+            try:
+                text = self._fs.cat_file(path)
+            except FileNotFoundError as error:
+                raise DamagedBytes(f"{self.url} has no whole {version} of {self.job!r}") from error
+        index = layout.Index.from_bytes(text, path)
+        if (index.job, index.step.version) != (self.job, version):
+            raise DamagedBytes(f"{path} is of job {index.job!r} at {index.step.version}")
+        return index
+
+    def seal(self, version: Version, shard: int) -> SealRecord:
+        """The record of a shard that was verified there. Raises DamagedBytes, TierError."""
+        path = layout.seal_path(self._root, version, shard)
+        with self._asking("read"):
+            try:
+                text = self._fs.cat_file(path)
+            except FileNotFoundError as error:
+                raise DamagedBytes(f"{path} is missing") from error
+        try:
+            record = SealRecord.FromString(text)
+        except DecodeError as error:
+            raise DamagedBytes(f"{path} is no seal record: {error}") from error
+        told = (record.job, record.version.epoch, record.version.step, record.shard)
+        if told != (self.job, version.epoch, version.step, shard):
+            raise DamagedBytes(f"{path} is the record of another shard")
+        return record
+
+    def indexed_seal(self, version: Version, shard: int) -> SealRecord:
+        """The record of the very shard that the step's index names. Raises DamagedBytes."""
+        index, record = self.index(version), self.seal(version, shard)
+        if shard >= index.step.world:
+            raise DamagedBytes(f"{self.url}: {version} has no shard {shard}")
+        named = index.shards[shard]
+        told = (record.image_bytes, record.manifest_bytes, record.content_digest.hex())
+        if told != (named.image_bytes, named.manifest_bytes, named.content_digest):
+            raise DamagedBytes(
+                f"{layout.seal_path(self._root, version, shard)} is not of the bytes that the "
+                "step's index names"
+            )
+        return record
+
+    # -- writing
+
+    def write(
+        self,
+        image: memoryview,
+        record: SealRecord,
+        bytes_per_s: float = 0.0,
+        progress: Progress = quiet,
+    ) -> bool:
+        """Have one shard there, verified.
+
+        Args:
+            image: what the record seals; each grain is held against it before it is sent.
+            record: the shard's own.
+            bytes_per_s: bound of writing, and of reading back; 0: none.
+            progress: told of both together.
+
+        Returns:
+            False where an earlier attempt had finished it already.
+
+        Raises:
+            DamagedBytes: the image is not what was sealed, or did not come back as it was sent.
+            TierError: the store refused.
+        """
+        version = Version(record.version.epoch, record.version.step)
+        total = 2 * record.image_bytes
+        with suppress(DamagedBytes):
+            if self.seal(version, record.shard) == record:
+                progress(total, total)
+                return False
+        path = layout.image_path(self._root, version, record.shard)
+        throttle = Throttle(bytes_per_s)
+        with self._asking("write"), self._created(path, record.image_bytes) as file:
+            for at, chunk in _chunks(image):
+                check_range(chunk, at, record.image_bytes, record.grain_digests)
+                file.write(chunk)
+                throttle.passed(len(chunk))
+                progress(at + len(chunk), total)
+        at = 0
+        for chunk in self.read(version, record):
+            throttle.passed(len(chunk))
+            at += len(chunk)
+            progress(record.image_bytes + at, total)
+        self._put(layout.seal_path(self._root, version, record.shard), record.SerializeToString())
+        return True
+
+    def publish(self, version: Version, world: int, number: int) -> layout.Index:
+        """Make a step whole: all its shards are there, verified.
+
+        Raises:
+            DamagedBytes: some shard is not. TierError: the store refused.
+        """
+        paths = [layout.seal_path(self._root, version, shard) for shard in range(world)]
+        with ThreadPoolExecutor(_AT_ONCE) as pool:
+            seals = list(pool.map(lambda shard: self.seal(version, shard), range(world)))
+        for path, seal in zip(paths, seals, strict=True):
+            if seal.world != world:
+                raise DamagedBytes(f"{path} is of a job of {seal.world} ranks, not {world}")
+        step = StoredStep(version, world, number, time.time())
+        index = layout.index_of(self.job, step, seals)
+        self._put(layout.index_path(self._root, version), index.to_bytes())
+        return index
+
+    # -- reading
+
+    def read(self, version: Version, record: SealRecord) -> Iterator[memoryview]:
+        """The chunks of an image, each verified. Raises DamagedBytes, TierError."""
+        path = layout.image_path(self._root, version, record.shard)
+        at = 0
+        with self._asking("read"):
+            try:
+                file = self._fs.open(path, "rb", block_size=_PART_BYTES)
+            except FileNotFoundError as error:
+                raise DamagedBytes(f"{path} is missing") from error
+            with file:
+                while at < record.image_bytes:
+                    wanted = min(TRANSFER_BYTES, record.image_bytes - at)
+                    chunk = _read_exactly(file, wanted)
+                    if len(chunk) < wanted:
+                        raise DamagedBytes(
+                            f"{path} has {at + len(chunk)} of {record.image_bytes} bytes"
+                        )
+                    try:
+                        check_range(chunk, at, record.image_bytes, record.grain_digests)
+                    except DamagedBytes as error:
+                        raise DamagedBytes(f"{path}: {error.what}") from error
+                    yield chunk
+                    at += wanted
+
+    def read_range(self, version: Version, record: SealRecord, end: int) -> bytes:
+        """The first `end` bytes of an image, verified. Raises DamagedBytes, TierError."""
+        found = bytearray()
+        for chunk in self.read(version, record):
+            found += chunk
+            if len(found) >= end:
+                break
+        return bytes(found[:end])
+
+    # -- deleting
+
+    def remove(self, versions: Iterable[Version]) -> None:
+        """Delete steps, or what is left of them; the index first, so that none is half there."""
+        with self._asking("delete"):
+            for version in versions:
+                with suppress(FileNotFoundError):
+                    self._fs.rm_file(layout.index_path(self._root, version))
+                with suppress(FileNotFoundError):
+                    directory = f"{layout.data_path(self._root)}/{layout.version_name(version)}"
+                    self._fs.rm(directory, recursive=True)
+
+    # -- small parts
+
+    def _listed(self, path: str) -> Sequence[str]:
+        try:
+            found: list[str] = self._fs.ls(path, detail=False)
+        except FileNotFoundError:
+            self._check_base()
+            return []
+        return found
+
+    def _check_base(self) -> None:
+        """What is not there at all, a disk that is not mounted, must not pass for empty."""
+        bucket = self._base if self._local else self._base.strip("/").partition("/")[0]
+        if bucket and "memory" not in _protocols(self._fs) and not self._fs.exists(bucket):
+            raise FileNotFoundError(errno.ENOENT, "it is not there, or must not be seen", bucket)
+
+    @contextmanager
+    def _created(self, path: str, size_bytes: int) -> Iterator[Any]:
+        """A file for an image; one that is given up is not kept where the store can forget it."""
+        self._make_parent(path)
+        part = max(_PART_BYTES, -(-size_bytes // _MAX_PARTS))
+        file = self._fs.open(path, "wb", block_size=part)
+        try:
+            yield file
+        except BaseException:
+            # Closing would finish the object; what was sent of it is dropped instead.
+            discard = getattr(file, "discard", None)
+            if discard is not None:
+                with suppress(Exception):
+                    discard()
+            raise
+        if self._local:
+            file.flush()
+            os.fsync(file.fileno())
+        file.close()
+
+    def _put(self, path: str, text: bytes) -> None:
+        """A small object, whole or not at all; read back."""
+        with self._asking("write"):
+            self._make_parent(path)
+            if self._local:
+                half = f"{path}.half"
+                with self._fs.open(half, "wb") as file:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(half, path)  # noqa: PTH105  paths of fsspec are text
+            else:
+                self._fs.pipe_file(path, text)
+            if self._fs.cat_file(path) != text:
+                raise DamagedBytes(f"{path} did not come back as it was written")
+
+    def _make_parent(self, path: str) -> None:
+        if self._local:  # elsewhere a directory is no more than a part of a name
+            self._check_base()
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+
+    @contextmanager
+    def _asking(self, what: str) -> Iterator[None]:
+        """Any trouble of the store becomes one error that says what to do."""
+        try:
+            yield
+        except (SnapshotdError, RequestError, GeneratorExit):
+            raise
+        except Exception as error:  # each store has errors of its own
+            said = " ".join(str(error).split()) or type(error).__name__
+            raise TierError(
+                f"{what} at {self.url} failed: {said[:400]}", _remedy(error, what)
+            ) from error
+
+
+def _remedy(error: Exception, what: str) -> str:
+    number = getattr(error, "errno", None)
+    if isinstance(error, PermissionError) or number in (errno.EACCES, errno.EPERM):
+        return (
+            f"Allow the daemon's user or role to {what} there; it must list, read, write and delete"
+        )
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "Make room there, or keep fewer steps (persist.keep_last)"
+    if isinstance(error, FileNotFoundError):
+        return "Make the bucket or directory, or correct persist.url"
+    return ""
+
+
+def _protocols(fs: Any) -> tuple[str, ...]:
+    protocol = fs.protocol
+    return (protocol,) if isinstance(protocol, str) else tuple(protocol)
+
+
+def _chunks(image: memoryview) -> Iterator[tuple[int, memoryview]]:
+    assert TRANSFER_BYTES % grain_bytes(len(image)) == 0, "chunks are whole grains"
+    for at in range(0, len(image), TRANSFER_BYTES):
+        with image[at : at + TRANSFER_BYTES] as chunk:
+            yield at, chunk
+
+
+def _read_exactly(file: Any, count: int) -> memoryview:
+    """As many bytes as there are, up to `count`: a read may give less."""
+    found = file.read(count)
+    while len(found) < count:
+        more = file.read(count - len(found))
+        if not more:
+            break
+        found += more
+    return memoryview(found)
