@@ -94,6 +94,11 @@ class SnapshotCallback(Callback):
         loop.used = 0
         self._snapshot(trainer.global_step, snapshotter)
 
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._saved is not None:  # the job was done: no batch has begun
+            assert self._rng is not None
+            rng.restore(self._rng, self._devices)
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.snapshotter is not None:
             self.snapshotter.close()
