@@ -35,7 +35,7 @@ def main() -> None:
     model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
     with AcceleratorSnapshots(accelerator, loader) as snapshots:  # 2
         if (restored := snapshots.restore()) is not None:
-            print(f"resumed after step {restored.step}", flush=True)
+            print(f"resumed after step {restored.step}\n", end="", flush=True)
         for _ in snapshots.epochs(arguments.epochs):  # 3
             for inputs, targets in snapshots.batches():  # 4
                 with accelerator.accumulate(model):
@@ -44,9 +44,10 @@ def main() -> None:
                     optimizer.step()
                     scheduler.step()
                     optimizer.zero_grad()
-                accelerator.print(f"batch after step {snapshots.steps} loss {loss.item()!r}")
+                mean = accelerator.reduce(loss.detach(), "mean").item()
+                accelerator.print(f"batch after step {snapshots.steps} loss {mean!r}")
     states = (model.state_dict(), optimizer.state_dict(), scheduler.state_dict())
-    print(f"final {fingerprint(*states)}", flush=True)
+    print(f"final {fingerprint(*states)}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

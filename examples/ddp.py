@@ -7,7 +7,7 @@ import argparse
 
 import torch
 import torch.distributed as dist
-from fingerprint import fingerprint
+from fingerprint import fingerprint, seed
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import TensorDataset
@@ -29,10 +29,10 @@ def main() -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
     rank = dist.get_rank()
-    torch.manual_seed(20)
+    seed(20)
     data = TensorDataset(torch.randn(96, 32), torch.randn(96, 1))
     model = nn.Sequential(nn.Linear(32, 64), nn.GELU(), nn.Dropout(0.1), nn.Linear(64, 1))
-    torch.manual_seed(21 + rank)  # each rank its own dropout
+    seed(21 + rank)  # each rank its own dropout
     parallel = DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=24)

@@ -37,12 +37,12 @@ class Told(TrainerCallback):
 
     def on_log(self, args, state, control, logs=None, **given):
         if "loss" in logs:
-            print(f"step {state.global_step} loss {logs['loss']!r}", flush=True)
+            print(f"step {state.global_step} loss {logs['loss']!r}\n", end="", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="/tmp/hf-trainer")
+    parser.add_argument("--out", default="hf-trainer")
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -73,11 +73,13 @@ def main() -> None:
     trainer.add_callback(protection)  # 3
     result = trainer.train()
     if protection.restored is not None:
-        print(f"resumed after step {protection.restored.step}", flush=True)
-    history = [{k: v for k, v in h.items() if "second" not in k and "runtime" not in k}
-               for h in trainer.state.log_history]
+        print(f"resumed after step {protection.restored.step}\n", end="", flush=True)
+    history = [
+        {k: v for k, v in h.items() if "second" not in k and "runtime" not in k}
+        for h in trainer.state.log_history
+    ]
     states = (model.state_dict(), trainer.optimizer.state_dict(), trainer.lr_scheduler.state_dict())
-    print(f"final {fingerprint(*states, history, result.training_loss)}", flush=True)
+    print(f"final {fingerprint(*states, history, result.training_loss)}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
 """Lightning: a fit with validation, accumulation and a scheduler, protected by a callback.
 
-Alone: `python lightning_fit.py`.
+Alone: `python lightning_fit.py`. On two ranks: `torchrun --nproc-per-node 2 lightning_fit.py`.
 """
 
 import argparse
+import os
 
 import torch
 from fingerprint import fingerprint
@@ -23,17 +24,22 @@ class Regression(LightningModule):
         inputs, targets = batch
         loss = nn.functional.mse_loss(self.net(inputs), targets)
         self.log("loss", loss)
-        print(f"batch after step {self.trainer.global_step} loss {loss.item()!r}", flush=True)
+        if self.trainer.is_global_zero:
+            step = self.trainer.global_step
+            print(f"batch after step {step} loss {loss.item()!r}\n", end="", flush=True)
         return loss
 
     def validation_step(self, batch, index):
         inputs, targets = batch
-        self.log("validation", nn.functional.mse_loss(self.net(inputs), targets))
+        self.log("validation", nn.functional.mse_loss(self.net(inputs), targets), sync_dist=True)
 
     def configure_optimizers(self):
         optimizer = torch.optim.AdamW(self.parameters(), lr=1e-3)
         scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "monitor": "validation"}}
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "monitor": "validation"},
+        }
 
 
 def with_noise(rows):
@@ -43,7 +49,7 @@ def with_noise(rows):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", default="/tmp/lightning-fit")
+    parser.add_argument("--out", default="lightning-fit")
     parser.add_argument("--epochs", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -58,6 +64,8 @@ def main() -> None:
         accumulate_grad_batches=2,
         val_check_interval=8,
         accelerator="cpu",
+        devices=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        strategy="ddp" if "LOCAL_WORLD_SIZE" in os.environ else "auto",
         default_root_dir=arguments.out,
         logger=False,
         enable_checkpointing=False,
@@ -67,10 +75,10 @@ def main() -> None:
     )
     trainer.fit(module, training, validation)
     if protection.restored is not None:
-        print(f"resumed after step {protection.restored.step}", flush=True)
+        print(f"resumed after step {protection.restored.step}\n", end="", flush=True)
     states = (module.state_dict(), trainer.optimizers[0].state_dict())
     schedulers = [c.scheduler.state_dict() for c in trainer.lr_scheduler_configs]
-    print(f"final {fingerprint(*states, schedulers)}", flush=True)
+    print(f"final {fingerprint(*states, schedulers)}\n", end="", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from fingerprint import fingerprint
+from fingerprint import fingerprint, seed
 from torch import nn
 from torch.distributed.checkpoint.stateful import Stateful
 from torch.distributed.device_mesh import init_device_mesh
@@ -81,12 +81,12 @@ class Trainer:
     def __init__(self, steps: int) -> None:
         rank, world = dist.get_rank(), dist.get_world_size()
         mesh = init_device_mesh("cpu", (world,), mesh_dim_names=("dp_shard",))
-        torch.manual_seed(20)
+        seed(20)
         self.model = Transformer(vocabulary=128, width=64, layers=2)
         for layer in self.model.layers:
             fully_shard(layer, mesh=mesh)
         fully_shard(self.model, mesh=mesh)
-        torch.manual_seed(21 + rank)
+        seed(21 + rank)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, foreach=True)
         self.scheduler = LambdaLR(self.optimizer, lambda step: min(1.0, (step + 1) / 5))
         self.loader = Tokens(rank)

@@ -1,6 +1,6 @@
 """Runs a script that SIGKILLs itself in the middle of an optimizer step: `DIE_AT_STEP`, from 1.
 
-`python -m tests.integration.dying SCRIPT ARGS...`; under torchrun only rank 0 of the first start dies.
+`python -m tests.integration.dying SCRIPT ARGS...`; under torchrun rank 0 of the first start dies.
 """
 
 from __future__ import annotations

@@ -133,5 +133,5 @@ def test_a_stream_is_refused() -> None:
         def __iter__(self) -> Iterator[int]:
             return iter(range(9))
 
-    with pytest.raises(UnsupportedState, match="IterableDataset .*Stream"):
+    with pytest.raises(UnsupportedState, match=r"IterableDataset .*Stream"):
         Draws(DataLoader(Stream()))

@@ -1,6 +1,6 @@
 """The integrations resume exactly, wherever training ends: the examples, with snapshots kept here.
 
-Real frameworks, loaders, images; only the daemon is missing. tests/integration/test_examples.py has it.
+Real frameworks, loaders and images; the daemon comes in in tests/integration/test_examples.py.
 """
 
 from __future__ import annotations
@@ -9,16 +9,18 @@ import importlib
 import importlib.util
 import re
 import runpy
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from snapshotd_client import Restored
+from snapshotd_client import Restored, UnsupportedState, WrongUse
 from snapshotd_client.apply import apply
 from snapshotd_client.capture import plan
 
@@ -64,7 +66,9 @@ CASES = {
     "hf": hf((1, 2, 5, 10, 11, 12, 20)),
     "hf, uneven accumulation": hf((3, 7, 8, 10), gradient_accumulation_steps=3, max_steps=10),
     "hf, best model": hf((9, 11, 20), **BEST),
-    "hf, rare logs": hf((7, 13), logging_steps=3, accelerator_config={"use_seedable_sampler": False}),
+    "hf, rare logs": hf(
+        (7, 13), logging_steps=3, accelerator_config={"use_seedable_sampler": False}
+    ),
     "accelerate": accelerated((1, 2, 5, 12, 13, 14, 24)),
     "accelerate, uneven accumulation": accelerated((3, 5, 6, 9), gradient_accumulation_steps=5),
     "lightning": lightning((1, 2, 4, 5, 12, 13, 14, 24)),
@@ -158,10 +162,7 @@ def test_resumes_exactly(
     tmp_path: Path,
     case: Case,
 ) -> None:
-    if importlib.util.find_spec(case.framework.partition(".")[0]) is None:
-        pytest.skip(f"{case.framework} is not installed: pip install snapshotd[{case.name}]")
-    integration = importlib.import_module(f"snapshotd_client.integrations.{case.name}")
-    monkeypatch.setattr(integration, "Snapshotter", Kept)
+    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
     change(monkeypatch, case)
     args = () if case.name == "accelerate" else (f"--out={tmp_path}",)
     run(case.script, *args)
@@ -189,3 +190,62 @@ def change(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     name, more = case.changed
     original = getattr(module, name)
     monkeypatch.setattr(module, name, lambda *args, **given: original(*args, **{**given, **more}))
+
+
+REFUSED = {
+    "ignore_data_skip": hf((), ignore_data_skip=True),
+    "auto_find_batch_size": hf((), auto_find_batch_size=True),
+    "dispatch_batches": hf((), accelerator_config={"dispatch_batches": True}),
+    "reload_dataloaders_every_n_epochs": lightning((), reload_dataloaders_every_n_epochs=1),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("setting", REFUSED)
+def test_what_cannot_be_exact_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
+) -> None:
+    case = REFUSED[setting]
+    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    change(monkeypatch, case)
+    with pytest.raises(UnsupportedState, match=setting) as error:
+        run(case.script, f"--out={tmp_path}")
+    assert error.value.remedy
+    assert Kept.newest is None, "nothing was trained"
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_hf_takes_the_newer_of_checkpoint_and_snapshot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    case = hf((), save_strategy="steps", save_steps=7)
+    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    change(monkeypatch, case)
+    arguments = case.script, f"--out={tmp_path}"
+    run(*arguments)
+    losses, final = told(capsys.readouterr().out)
+    shutil.rmtree(tmp_path)
+    Kept.newest = None
+    run(*arguments, die_at=10)
+    from transformers import Trainer
+
+    train = Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self: train(self, resume_from_checkpoint=True))
+    assert (tmp_path / "checkpoint-7").exists()
+    run(*arguments)
+    resumed, end = told(capsys.readouterr().out)
+    assert resumed[-11:] == losses[-11:]
+    assert end == final
+    # The other way round: an old snapshot, and the checkpoint of the end.
+    monkeypatch.setattr(Trainer, "train", train)
+    Kept.newest = None
+    run(*arguments, die_at=3)
+    monkeypatch.setattr(Trainer, "train", lambda self: train(self, resume_from_checkpoint=True))
+    with pytest.raises(WrongUse, match="is of step 20, the newest snapshot of step 2"):
+        run(*arguments)
+
+
+def integration_of(case: Case) -> ModuleType:
+    if importlib.util.find_spec(case.framework.partition(".")[0]) is None:
+        pytest.skip(f"{case.framework} is not installed: pip install snapshotd[{case.name}]")
+    return importlib.import_module(f"snapshotd_client.integrations.{case.name}")

@@ -1,8 +1,8 @@
 """Where a DataLoader stands, and with which random states it drew: so that it draws again the same.
 
 A loader's batches depend on the generators as they were when its epoch began (the order) and when
-each batch was fetched (random transforms and collators). Loops fetch ahead of what they train on. So
-position and random states are noted where every fetch passes: at the batch sampler.
+each batch was fetched (random transforms and collators). Loops fetch ahead of what they train on.
+So position and random states are noted where every fetch passes: at the batch sampler.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Draws:
     """Follows the draws of one DataLoader, through all its epochs.
 
     Args:
-        loader: a plain DataLoader over a dataset with an index; its batch sampler (or sampler, where
-            it does not batch) is given a class that notes its draws. Iterators that were made before
-            are not followed.
+        loader: a plain DataLoader over a dataset with an index; its batch sampler (or sampler,
+            where it does not batch) is given a class that notes its draws. Iterators that were
+            made before are not followed.
 
     Raises:
         UnsupportedState: the loader's position cannot be found again.
@@ -133,9 +133,7 @@ def _follow(sampler: Any, draws: Draws) -> None:
             base.__name__,
             (base,),
             {
-                "__iter__": lambda self: getattr(self, _OWNER).indices(
-                    lambda: base.__iter__(self)
-                ),
+                "__iter__": lambda self: getattr(self, _OWNER).indices(lambda: base.__iter__(self)),
                 "__module__": base.__module__,
             },
         )

@@ -1,8 +1,8 @@
 """Hugging Face `Trainer`: a callback that snapshots at step boundaries and resumes in the middle.
 
 A snapshot is taken when the next step begins: then all that belongs to the step before it is done
-(log, evaluation, checkpoint, the end of an epoch), and the next batches are drawn. A restored run is
-led to the very same point, where everything that the way there may have moved is put back again.
+(log, evaluation, checkpoint, the end of an epoch), and the next batches are drawn. A restored run
+is led to the very same point, where all that the way there may have moved is put back again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
-from snapshotd_client.integrations.draws import Draws, DrawsState
+from snapshotd_client.integrations.draws import Draws
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer
 from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
@@ -39,7 +39,7 @@ _NOT_KEPT: Final = frozenset(
         "stateful_callbacks",
     }
 )
-#: What a Trainer counts outside of its TrainerState.
+#: What a Trainer counts outside of its TrainerState, in some version or other.
 _COUNTED: Final = (
     "_tr_loss",
     "_total_loss_scalar",
@@ -84,7 +84,7 @@ class SnapshotCallback(TrainerCallback):
 
     # -- the Trainer's events
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+    def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if self._loop is not None:
             raise WrongUse(
                 "this SnapshotCallback has been through a training already",
@@ -93,9 +93,7 @@ class SnapshotCallback(TrainerCallback):
         _refuse(self._trainer)
         self._loop = _Loop(self._trainer, Draws(_base_loader(given["train_dataloader"])))
         states = _states(self._trainer, self._loop)
-        self.snapshotter = Snapshotter(
-            states, interval_steps=self._interval_steps, **self._options
-        )
+        self.snapshotter = Snapshotter(states, interval_steps=self._interval_steps, **self._options)
         began_at = state.global_step  # of a checkpoint, if one was given
         self.restored = self.snapshotter.restore()
         if self.restored is not None:
@@ -106,7 +104,7 @@ class SnapshotCallback(TrainerCallback):
         handler.callbacks = [self, *(c for c in handler.callbacks if c is not self)]
         self._trainer._run_epoch = self._run_epoch
 
-    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+    def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         loop, snapshotter = self._here()
         loop.step_begins()
         if self._saved is not None:
@@ -116,7 +114,7 @@ class SnapshotCallback(TrainerCallback):
             self._saved = None
         self._snapshot(state.global_step, snapshotter)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:  # noqa: ARG002
+    def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         self._here()[1].close()
         del self._trainer._run_epoch
 
@@ -131,8 +129,8 @@ class SnapshotCallback(TrainerCallback):
             raise WrongUse(
                 f"the checkpoint that training was to resume from is of step {began_at}, the "
                 f"newest snapshot of step {self.restored.step}",
-                "Drop the job (`snapshotd drop JOB`) to go on from the checkpoint, or train without "
-                "resume_from_checkpoint.",
+                "Drop the job (`snapshotd drop JOB`) to go on from the checkpoint, or train "
+                "without resume_from_checkpoint.",
             )
         self._saved = copy.deepcopy(saved)
         self._devices = cuda_devices(states)
@@ -213,7 +211,7 @@ class _Loop:
             "epoch": self._epoch,
             "draws": self.draws.state(self._used),
             "state": {name: getattr(trainer.state, name) for name in kept},
-            "counted": {name: _number(getattr(trainer, name)) for name in _COUNTED},
+            "counted": {n: _number(getattr(trainer, n)) for n in _COUNTED if hasattr(trainer, n)},
             "callbacks": [
                 (type(callback).__name__, callback.state()["attributes"])
                 for callback in _exportable(trainer)
@@ -231,7 +229,7 @@ class _Loop:
         for name, value in saved["state"].items():
             setattr(trainer.state, name, copy.deepcopy(value))
         for name, value in saved["counted"].items():
-            now = getattr(trainer, name)
+            now = getattr(trainer, name, None)
             is_tensor = isinstance(now, torch.Tensor)
             setattr(trainer, name, torch.full_like(now, value) if is_tensor else value)
         left = list(saved["callbacks"])
@@ -307,4 +305,3 @@ def _exportable(trainer: Trainer) -> list[Any]:
 def _number(value: Any) -> Any:
     # A tensor's own value, exactly: it is 0-dim, and of a float type.
     return value.item() if isinstance(value, torch.Tensor) else value
-

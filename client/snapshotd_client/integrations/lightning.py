@@ -61,9 +61,7 @@ class SnapshotCallback(Callback):
         _refuse(trainer)
         self._loop = loop = _Loop(trainer, pl_module)
         states = _states(trainer, pl_module, loop)
-        self.snapshotter = Snapshotter(
-            states, interval_steps=self._interval_steps, **self._options
-        )
+        self.snapshotter = Snapshotter(states, interval_steps=self._interval_steps, **self._options)
         self.restored = self.snapshotter.restore()
         if self.restored is not None:
             # A checkpoint that was given is older, and not loaded over it.
