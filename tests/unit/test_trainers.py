@@ -245,6 +245,38 @@ def test_hf_takes_the_newer_of_checkpoint_and_snapshot(
         run(*arguments)
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_lightning_takes_the_newer_of_checkpoint_and_snapshot(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    case = lightning(())
+    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    from lightning.pytorch import Trainer
+
+    fit, path = Trainer.fit, tmp_path / "end.ckpt"
+
+    def fit_and_save(trainer: Trainer, *given: object) -> None:
+        fit(trainer, *given)
+        trainer.save_checkpoint(path)
+
+    def fit_from(trainer: Trainer, *given: object) -> None:
+        fit(trainer, *given, ckpt_path=path)
+
+    monkeypatch.setattr(Trainer, "fit", fit_and_save)
+    run(case.script)
+    _, final = told(capsys.readouterr().out)
+    # Of the same step: the snapshot is taken.
+    monkeypatch.setattr(Trainer, "fit", fit_from)
+    run(case.script)
+    assert told(capsys.readouterr().out) == ([], final)
+    monkeypatch.setattr(Trainer, "fit", fit)
+    Kept.newest = None
+    run(case.script, die_at=4)
+    monkeypatch.setattr(Trainer, "fit", fit_from)
+    with pytest.raises(WrongUse, match="is of step 24, the newest snapshot of step 3"):
+        run(case.script)
+
+
 def integration_of(case: Case) -> ModuleType:
     if importlib.util.find_spec(case.framework.partition(".")[0]) is None:
         pytest.skip(f"{case.framework} is not installed: pip install snapshotd[{case.name}]")

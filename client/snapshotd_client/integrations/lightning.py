@@ -36,7 +36,7 @@ class SnapshotCallback(Callback):
 
     Raises, as fitting begins:
         UnsupportedState: a setting of the Trainer makes exact resumption impossible; names it.
-        WrongUse: a second fit.
+        WrongUse: a checkpoint that is newer than the snapshot; a second fit.
     """
 
     def __init__(self, *, interval_steps: int = 1, **options: Any) -> None:
@@ -64,8 +64,7 @@ class SnapshotCallback(Callback):
         self.snapshotter = Snapshotter(states, interval_steps=self._interval_steps, **self._options)
         self.restored = self.snapshotter.restore()
         if self.restored is not None:
-            # A checkpoint that was given is older, and not loaded over it.
-            trainer._checkpoint_connector._loaded_checkpoint = {}
+            _put_aside_checkpoint(trainer, self.restored.step)
             self._saved = loop.restored
             self._last_step = self.restored.step
             self._devices = cuda_devices(states)
@@ -100,6 +99,7 @@ class SnapshotCallback(Callback):
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.snapshotter is not None:
             self.snapshotter.close()
+            vars(trainer.strategy).pop("process_dataloader", None)
 
     # -- the way there
 
@@ -216,6 +216,19 @@ def _go_on(loop: Any) -> None:
     for inner in vars(loop).values():
         if isinstance(inner, LightningLoop):
             _go_on(inner)
+
+
+def _put_aside_checkpoint(trainer: Trainer, step: int) -> None:
+    """Have a checkpoint that was given not be loaded over the snapshot of `step`."""
+    connector = trainer._checkpoint_connector
+    given = connector._loaded_checkpoint.get("global_step", 0)
+    if given > step:
+        raise WrongUse(
+            f"the checkpoint in ckpt_path is of step {given}, the newest snapshot of step {step}",
+            "Drop the job (`snapshotd drop JOB`) to go on from the checkpoint, or fit without "
+            "ckpt_path.",
+        )
+    connector._loaded_checkpoint = {}
 
 
 def _states(trainer: Trainer, module: LightningModule, loop: _Loop) -> dict[str, object]:
