@@ -52,6 +52,7 @@ def begin(node: Node, job: str, script: str, *args: str, die_at: int = 0, ranks:
         "DIE_AT_STEP": str(die_at or ""),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
+        "DS_ACCELERATOR": "cpu",
     }
     command += ["-m", "tests.integration.dying", str(EXAMPLES / script), *args]
     return subprocess.Popen(
@@ -115,50 +116,56 @@ def compare(reference: Run, *others: Run) -> None:
     assert reference.finals() == others[-1].finals() != []
 
 
-def needs(module: str, extra: str) -> pytest.MarkDecorator:
+def needs(module: str, package: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(
         importlib.util.find_spec(module) is None,
-        reason=f"{module} is not installed: pip install snapshotd[{extra}]",
+        reason=f"{module} is not installed: pip install {package}",
     )
 
 
-@needs("transformers", "hf")
+@needs("transformers", "snapshotd[hf]")
 @pytest.mark.parametrize("die_at", [6, 14])  # in the first epoch of ten steps, and in the second
 def test_hugging_face_trainer(cluster: Make, tmp_path: Path, die_at: int) -> None:
     killed_and_resumed(cluster, "hf_trainer.py", f"--out={tmp_path}", die_at=die_at)
 
 
-@needs("accelerate", "accelerate")
+@needs("accelerate", "snapshotd[accelerate]")
 @pytest.mark.parametrize("die_at", [6, 15])
 def test_accelerate(cluster: Make, die_at: int) -> None:
     killed_and_resumed(cluster, "accelerate_loop.py", die_at=die_at)
 
 
-@needs("lightning", "lightning")
+@needs("lightning", "snapshotd[lightning]")
 @pytest.mark.parametrize("die_at", [6, 15])
 def test_lightning(cluster: Make, tmp_path: Path, die_at: int) -> None:
     killed_and_resumed(cluster, "lightning_fit.py", f"--out={tmp_path}", die_at=die_at)
 
 
-@needs("transformers", "hf")
+@needs("transformers", "snapshotd[hf]")
 def test_hugging_face_trainer_on_two_ranks(cluster: Make, tmp_path: Path) -> None:
     killed_under_torchrun(cluster, "hf_trainer.py", f"--out={tmp_path}", die_at=8)
 
 
-@needs("accelerate", "accelerate")
+@needs("accelerate", "snapshotd[accelerate]")
 def test_accelerate_on_two_ranks(cluster: Make) -> None:
     killed_under_torchrun(cluster, "accelerate_loop.py", die_at=8)
 
 
-@needs("lightning", "lightning")
+@needs("lightning", "snapshotd[lightning]")
 def test_lightning_on_two_ranks(cluster: Make, tmp_path: Path) -> None:
     killed_under_torchrun(cluster, "lightning_fit.py", f"--out={tmp_path}", die_at=8)
 
 
-@needs("torchdata", "dev")
+@needs("torchdata", "torchdata")
 def test_ddp(cluster: Make) -> None:
     killed_under_torchrun(cluster, "ddp.py", die_at=17)
 
 
 def test_titan(cluster: Make) -> None:
     killed_under_torchrun(cluster, "titan.py", die_at=8)
+
+
+@needs("deepspeed", "deepspeed")
+@pytest.mark.parametrize("stage", [1, 2])
+def test_deepspeed_zero(cluster: Make, stage: int) -> None:
+    killed_under_torchrun(cluster, "deepspeed_zero.py", f"--stage={stage}", die_at=8)

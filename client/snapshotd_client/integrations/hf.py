@@ -230,8 +230,8 @@ class _Loop:
             setattr(trainer.state, name, copy.deepcopy(value))
         for name, value in saved["counted"].items():
             now = getattr(trainer, name, None)
-            is_tensor = isinstance(now, torch.Tensor)
-            setattr(trainer, name, torch.full_like(now, value) if is_tensor else value)
+            as_is = torch.full_like(now, value) if isinstance(now, torch.Tensor) else value
+            setattr(trainer, name, as_is)
         left = list(saved["callbacks"])
         for callback in _exportable(trainer):
             mine = next((c for c in left if c[0] == type(callback).__name__), None)
