@@ -53,6 +53,9 @@ def begin(node: Node, job: str, script: str, *args: str, die_at: int = 0, ranks:
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",
         "DS_ACCELERATOR": "cpu",
+        # Workers that torchrun starts again must not find the keys of those before them.
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+        "GLOO_SOCKET_IFNAME": "lo",
     }
     command += ["-m", "tests.integration.dying", str(EXAMPLES / script), *args]
     return subprocess.Popen(
