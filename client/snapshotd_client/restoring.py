@@ -87,7 +87,6 @@ class WayBack:
     def _take_own(self, reply: pb.Restored) -> dict[str, object] | None:
         """The keyword values; None where this rank's own image does not do."""
         with reading(reply.path, reply.image_offset, reply.image_bytes) as image:
-            point("trainer.restore.mapped")
             manifest = _opening(image[: reply.manifest_bytes])
             fits = manifest is not None and not self._differences(manifest)
             all_fit = self._meet(reply.decision.id, fits=fits)
@@ -144,13 +143,13 @@ class WayBack:
         with filled(self._ask, plan.ranges, plan.image_bytes, self._taken) as image:
             for offset, text in plan.texts:
                 image[offset : offset + len(text)] = text
-            point("trainer.restore.mapped")
             same_world = saved_world == self._who.world_size
             return self._apply(image, plan.manifest_bytes, on_rng=same_world)
 
     def _apply(
         self, image: memoryview, manifest_bytes: int, *, on_rng: bool = True
     ) -> dict[str, object]:
+        point("trainer.restore.mapped")
         who = self._who
         return apply(
             image,
