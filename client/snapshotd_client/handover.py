@@ -68,14 +68,14 @@ class Handover:
         who: Identity,
         max_stall_s: float,
         overlap: Overlap,
-        replicas: ReplicasOption,
-        accord: Accord,
+        replicas: ReplicasOption = None,
+        accord: Accord | None = None,
     ) -> None:
         self._channel = channel
         self._max_stall_s = max_stall_s
-        self._accord = accord
+        self._accord = accord or Accord(who)
         self._planner = capturing.Planner(
-            who.job, who.rank, who.world_size, states, replicas, accord
+            who.job, who.rank, who.world_size, states, replicas, self._accord
         )
         self._buffers = Buffers()
         self._staging = Staging()
@@ -130,13 +130,13 @@ class Handover:
         else:
             self._readying.fly()
 
-    def begin(self, step: int, number: int, values: Mapping[str, object]) -> None:
+    def begin(self, step: int, values: Mapping[str, object], number: int = 0) -> None:
         """Snapshot the state of a step; what became of it, `collect` says.
 
         Args:
             step: which one.
-            number: of this snapshot, as all ranks count them.
             values: keyword values.
+            number: of this snapshot, as all ranks count them.
 
         Raises:
             ReplicasDiverged: ranks that should hold the same do not.

@@ -50,7 +50,7 @@ class Keeping:
         except Refused as error:
             self.miss(step, f"protected: {error}")
         else:
-            self._handover.begin(step, number, values)
+            self._handover.begin(step, values, number)
             self.collect(wait=False)
 
     def collect(self, *, wait: bool = True) -> None:

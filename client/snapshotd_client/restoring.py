@@ -97,7 +97,6 @@ class WayBack:
     def _take_own(self, reply: pb.Restored) -> dict[str, object] | None:
         """The keyword values; None where this rank's own image does not do."""
         reading = Reading(reply.path, reply.image_offset, reply.image_bytes)
-        point("trainer.restore.mapped")
         # After an error the traceback may hold tensors of it: it is unmapped with the last of them.
         values = self._take_image(reply, reading.image)
         self._spent(reading)
@@ -160,13 +159,13 @@ class WayBack:
         with filled(self._ask, plan.ranges, plan.image_bytes, self._taken) as image:
             for offset, text in plan.texts:
                 image[offset : offset + len(text)] = text
-            point("trainer.restore.mapped")
             same_world = saved_world == self._who.world_size
             return self._apply(image, plan.manifest_bytes, on_rng=same_world)
 
     def _apply(
         self, image: memoryview, manifest_bytes: int, *, on_rng: bool = True
     ) -> dict[str, object]:
+        point("trainer.restore.mapped")
         who = self._who
         return apply(
             image,
