@@ -24,7 +24,7 @@ from snapshotd_client.export.boxes import Box, box_of
 from snapshotd_client.image import Image
 
 #: A path in the nested state, as torch.distributed.checkpoint keeps it.
-Path_ = tuple[Any, ...]
+Keys = tuple[Any, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +41,7 @@ class Tensor:
     """A global tensor: pieces that together are all of it, each box once unless it is in parts."""
 
     name: str
-    path: Path_
+    path: Keys
     pieces: Sequence[Piece]
 
     @property
@@ -88,7 +88,7 @@ class Thing:
     """What is no tensor: a number, a list, an object of the user's."""
 
     name: str
-    path: Path_
+    path: Keys
     shard: int
     value: object
 
@@ -111,7 +111,7 @@ class State:
 
 @dataclass(frozen=True, eq=False)
 class _Leaf:
-    path: Path_
+    path: Keys
     shard: int
     value: object
     entry: segment_pb2.TensorEntry | None
