@@ -173,7 +173,7 @@ async def exchange(
         RefusedByPeer: it does not take them. PeerError: it cannot be reached.
     """
     for last in (False, True):
-        told = tellings.message(peer.node, facts)
+        told = tellings.message(peer.node, facts, whole=last)
         reply = await _exchanged(channels, peer, told, timeout_s)
         try:
             node, theirs = speaker(reply), tellings.take(reply)
@@ -181,7 +181,7 @@ async def exchange(
             raise PeerError(f"{peer} sent facts that make no sense: {error.what}") from error
         if channels.authenticated and node != peer.node:
             raise PeerError(f"{peer.node} at {peer} sent facts of {node!r}")
-        # Else one of the two was started anew, or has forgotten: then all is told.
+        # Else one of the two was started anew, or messages have overtaken each other.
         if theirs is not None and (last or tellings.has_heard(node, facts)):
             return theirs
     raise PeerError(f"{peer} builds on facts that it was not told")

@@ -53,10 +53,10 @@ class Tellings:
         self._made: dict[tuple[int, int], pb.Telling] = {}
         self._peers: OrderedDict[str, _Peer] = OrderedDict()
 
-    def message(self, peer: str, facts: NodeFacts) -> pb.Telling:
-        """This node's facts, for that peer."""
+    def message(self, peer: str, facts: NodeFacts, *, whole: bool = False) -> pb.Telling:
+        """This node's facts, for that peer; `whole`: all of them, and to be answered with all."""
         self._publish(facts)
-        known = self._peers.get(peer, _Peer())
+        known = _Peer() if whole else self._peers.get(peer, _Peer())
         base = self._known_to(known, facts)
         if base is not None and base.sequence > facts.sequence:
             facts = base  # it has heard newer ones meanwhile

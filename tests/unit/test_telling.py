@@ -101,6 +101,21 @@ def test_what_is_taken_was_said(contents: list[NodeFacts], seed: int, data: st.D
     assert two.tellings.take(one.to(two)) == one.facts
 
 
+def test_what_is_told_whole_is_answered_with_all() -> None:
+    facts = NodeFacts("c", "x", "b", 1, "h:1")
+    one, two = End("a", [facts]), End("b", [facts])
+    exchanged(one, two)
+    late = one.to(two)  # it says that it has heard little, and comes when more was heard
+    two.change(0)
+    exchanged(one, two)
+    two.change(0)
+    two.tellings.take(late)
+    assert one.tellings.take(two.to(one)) is None
+    two.tellings.take(one.tellings.message("b", one.facts, whole=True))
+    assert one.tellings.take(two.to(one)) == two.facts
+    assert one.tellings.has_heard("b", one.facts)
+
+
 def test_what_is_known_is_not_told_again() -> None:
     names = [f"n{i:04d}" for i in range(1000)]
     many = NodeFacts("c", "x", "b", 1, "h:1", members=tuple((n, "h:1") for n in names))
