@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Final
@@ -23,19 +22,17 @@ from snapshotd.core.ranges import (
     Part,
     Range,
     Spans,
-    Targets,
     clipped,
     plan,
     shard_sizes,
     united,
-    wanted,
     without,
 )
 from snapshotd.core.recovery import BlockPlan, Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
-from snapshotd.flow.rows import Gathering, Row, Tally, calls, copy_in, noting, strides
+from snapshotd.flow.rows import Gathering, Row, Tally, by_shard, calls, copy_in, noting, strides
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.metadata import DataHolding, Home, ParityPlace, Version
@@ -89,10 +86,7 @@ class Gatherer:
         Raises:
             SnapshotdError: some bytes cannot be had; says which and why.
         """
-        spans, by_shard = wanted(ranges), defaultdict(list)
-        for r in ranges:
-            by_shard[r.shard].append(r)
-        targets = {shard: Targets(some) for shard, some in by_shard.items()}
+        spans, targets = await asyncio.to_thread(by_shard, ranges)
         work = Gathering(job, version, image, targets)
 
         async def attempt(avoid: set[Home]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from snapshotd.core.ranges import Spans, Targets
+from snapshotd.core.ranges import Range, Spans, Targets, wanted
 from snapshotd.errors import SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.metadata import Home, Version
@@ -128,3 +128,11 @@ def copy_in(work: Gathering, shard: int, image: memoryview, sound: Sound, spans:
         with image[offset : offset + length] as data:
             count += work.put(shard, offset, data)
     return count
+
+
+def by_shard(ranges: Sequence[Range]) -> tuple[dict[int, Spans], dict[int, Targets]]:
+    """What is wanted of each shard, and where it goes."""
+    found = defaultdict(list)
+    for r in ranges:
+        found[r.shard].append(r)
+    return wanted(ranges), {shard: Targets(some) for shard, some in found.items()}

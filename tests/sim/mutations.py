@@ -508,6 +508,7 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _free_while_a_decision_is_pending: 28,
     _what_others_saved_is_taken_for_ones_own: 6,
     _what_others_saved_is_freed_before_these_have_saved: 145,
+    _what_others_saved_is_committed_by_these: 17,
     _abort_what_a_member_sealed: 0,
     _a_restore_whose_trainers_are_gone_stays_pending: 256017,
     _nothing_is_freed: 2,
