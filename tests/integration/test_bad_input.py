@@ -315,7 +315,7 @@ def test_another_world_whose_ranks_are_other_models(steady: Steady) -> None:
     saved.restore()
     saved.train_protected(1)
     saved.close()
-    more = Job([*((node, 1) for node in steady.nodes), (steady.nodes[0], 2)], "worlds")
+    more = Job([(node, slot) for slot in (1, 2) for node in steady.nodes], "worlds")
     before = [rank.digest() for rank in more.ranks]
     with pytest.raises(StateMismatch) as caught:
         more.restore()

@@ -24,8 +24,8 @@ WIDTH = 130
 class Net(nn.Module):
     def __init__(self, width):
         super().__init__()
-        self.up = nn.Linear(width, 4 * width + 1)
-        self.down = nn.Linear(4 * width + 1, width)
+        self.up = nn.Linear(width, 4 * width + 2)
+        self.down = nn.Linear(4 * width + 2, width)
         self.out = nn.Linear(width, 3)
 
     def forward(self, x):
