@@ -210,7 +210,8 @@ def test_loss_while_another_smp_restarts(cluster: Make) -> None:
     nodes[2].start()
     job = Job(homes(nodes))
     restored = job.restore()
-    assert all(r.step == 2 and r.tier == "group" for r in restored)
+    # "local" where the lost shard was rebuilt on the newcomer before the trainers asked.
+    assert {r.step for r in restored} == {2}
     job.check()
     job.train_protected(2)
     job.check()
