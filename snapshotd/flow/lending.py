@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Coroutine, Iterable, Sequence
+from contextlib import suppress
 from itertools import accumulate
 from typing import Any
 
@@ -27,6 +28,8 @@ from snapshotd.wire.v1 import trainer_pb2 as pb
 
 #: Records of shards that are asked for at a time.
 RECORDS_AT_ONCE = 8
+#: For the first orders, where a daemon was started again meanwhile.
+ORDERS_S = 5.0
 #: Until generations that nobody needs have given way.
 GIVE_WAY_S = 0.5
 
@@ -40,6 +43,7 @@ class Lending:
         self._machine = machine
         self._vault = vault
         self._gatherer = gatherer
+        self._heard = asyncio.Event()
         self._lent: dict[str, Segment] = {}
         self._working: dict[str, asyncio.Task[pb.ToTrainer]] = {}
 
@@ -64,6 +68,10 @@ class Lending:
             if self._working.get(kind) is task:
                 del self._working[kind]
 
+    def heard(self) -> None:
+        """Orders have come."""
+        self._heard.set()
+
     async def attempt(self, decision: Decision, shards: Iterable[int]) -> None:
         """Try that shards can be read. Raises SnapshotdError: they cannot."""
         assert decision.restore is not None, "there is nothing to try of a fresh start"
@@ -83,7 +91,7 @@ class Lending:
 
     async def _fill(self, request: pb.Fill) -> pb.ToTrainer:
         began_s = time.monotonic()
-        decision, version = self._restored()
+        decision, version = await self._restored()
         ranges = await asyncio.to_thread(_ranges_from, request)
         shards = _checked_shards(decision, {r.shard for r in ranges})
         sizes = await self._gatherer.sizes(decision.job, version, shards)
@@ -112,7 +120,7 @@ class Lending:
         return pb.ToTrainer(filled=filled)
 
     async def _manifests(self, request: pb.Manifests) -> pb.ToTrainer:
-        decision, version = self._restored()
+        decision, version = await self._restored()
         asked = request.shards or range(decision.saved_world or decision.world)
         shards = sorted(_checked_shards(decision, set(asked)))
         some = asyncio.Semaphore(RECORDS_AT_ONCE)
@@ -161,8 +169,24 @@ class Lending:
         await asyncio.sleep(GIVE_WAY_S)
         return await self._vault.lend(job, version, image_bytes)
 
-    def _restored(self) -> tuple[Decision, Version]:
+    async def _restored(self) -> tuple[Decision, Version]:
         """What the trainer was sent back to. Raises RequestError: it was not, or that is over."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(ORDERS_S):
+                while self._knows_less_than_its_trainer():
+                    self._heard.clear()
+                    await self._heard.wait()
+        return self._sent_back_to()
+
+    def _knows_less_than_its_trainer(self) -> bool:
+        """Whether this process is so young that it has not heard yet what its trainer was told."""
+        trainer = self._machine.trainer
+        if trainer is None or trainer.decision is None:
+            return False
+        job = self._machine.orders.job(trainer.job)
+        return job is None or job.decision is None or job.lineage < trainer.decision.epoch
+
+    def _sent_back_to(self) -> tuple[Decision, Version]:
         trainer = self._machine.trainer
         if trainer is None or trainer.waiting or trainer.decision is None:
             raise RequestError(

@@ -97,6 +97,8 @@ class Smp:
         """The supervisor states what there is to know."""
         point("smp.orders.heard")
         self.machine.orders = orders
+        if self.lending is not None:
+            self.lending.heard()
         trainer = self.machine.trainer
         if trainer is not None and trainer.waiting:
             self.check_trainer()
