@@ -106,7 +106,8 @@ def refusal_of(decision: node_pb2.Decision) -> Refused:
             return WorldChanged(
                 ErrorCode.OTHER_WORLD,
                 decision.refusal,
-                "Start it with the number of ranks that saved it, or give it another job name, or "
+                "Start it with the number of ranks that saved it, once no others train; or give it "
+                "another job name, or "
                 'call restore(on_lost="fresh") on all ranks to give the old state up',
             )
         case _:

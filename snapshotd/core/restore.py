@@ -217,6 +217,8 @@ def _other_world(now: Situation, trainers: list[TrainerFacts]) -> str:
     known, world = now.known, len(trainers)
     if known is None or known.committed is None:
         return ""
+    if known.world != world and _trains(now, known):
+        return f"job {now.job!r} trains on {known.world} ranks now, and {world} ask to restore it"
     before = saved_world(now.slots, known, now.job, known.committed)
     unable = [str(t.shard) for t in trainers if not t.reshard]
     if before in (0, world) or not unable:
@@ -226,6 +228,19 @@ def _other_world(now: Situation, trainers: list[TrainerFacts]) -> str:
         f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it, at "
         f"{known.committed}{some}"
     )
+
+
+def _trains(now: Situation, known: JobFacts) -> bool:
+    """Whether all ranks of the decision in force live, and have had their answer."""
+    decision = known.decision
+    if decision is None:
+        return False
+    for member in (m for g in decision.groups for m in g.members):
+        facts = now.slots.get(member.home)
+        trainer = facts.trainer if facts else None
+        if trainer is None or trainer.decision != decision.id or not trainer.present:
+            return False
+    return True
 
 
 def saved_world(slots: Slots, known: JobFacts | None, job: str, version: Version) -> int:

@@ -22,7 +22,14 @@ import snapshotd_client.snapshotter
 from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION
 from snapshotd.wire.v1 import trainer_pb2 as tp
-from snapshotd_client import CannotProtect, Refused, StateChanged, StateMismatch, WrongUse
+from snapshotd_client import (
+    CannotProtect,
+    Refused,
+    StateChanged,
+    StateMismatch,
+    WorldChanged,
+    WrongUse,
+)
 from snapshotd_client.lock import TrainerLock
 from tests.integration import wires
 from tests.integration.cluster import Node, eventually
@@ -325,11 +332,11 @@ def test_another_world_whose_ranks_are_other_models(steady: Steady) -> None:
 
 
 def test_one_rank_is_started_by_the_name_of_a_job_that_trains(steady: Steady) -> None:
-    """It is told that it cannot be protected; nothing is taken from those that train."""
+    """It is told that it cannot be right; nothing is taken from those that train."""
     lone = Rank(0, 1)
     lone.attach(steady.nodes[0], 1, steady.job.name)
     assert lone.snap is not None
-    with pytest.raises(CannotProtect):
+    with pytest.raises(WorldChanged, match="trains on 2 ranks now, and 1 ask"):
         lone.snap.restore()
     for _ in range(2):
         steady.job.train(1)

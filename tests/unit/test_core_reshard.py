@@ -108,6 +108,19 @@ def test_where_not_all_can_take_it_up_it_is_refused_and_named() -> None:
     assert (anew.restore, anew.refusal) == (None, "")
 
 
+def test_while_all_of_another_number_of_ranks_train_none_is_taken_from_them() -> None:
+    slots = four()
+    for shard, home in enumerate(HOMES):
+        trains = TrainerFacts(JOB, "run", 0, "abcd"[shard], shard, 4, decision=BY_FOUR.id)
+        slots[home] = replace(slots[home], trainer=replace(trains, staged=True))
+    two = [Home("n0", 1), Home("n1", 1)]
+    refused = decided(asking(dict(slots), two))
+    assert refused.refusal_kind is RefusalKind.OTHER_WORLD
+    assert "trains on 4 ranks now, and 2 ask" in refused.refusal
+    slots[HOMES[3]] = replace(slots[HOMES[3]], trainer=None)  # what is left over does not train
+    assert decided(asking(slots, two)).restore == SAVED
+
+
 def test_who_may_begin_anew_still_takes_up_what_is_there() -> None:
     assert decided(asking(four(), HOMES[:2], allow_fresh=True)).restore == SAVED
     assert decided(asking(four(2, 3), HOMES[:2], allow_fresh=True)).restore is None
