@@ -79,7 +79,14 @@ def main(rank: int, world: int, kind: str, store: str, old: str, new: str) -> No
             reply.path = str(folder / f"{rank}.image")
             reply.image_bytes, reply.manifest_bytes = Path(reply.path).stat().st_size, saved[rank]
         try:
-            way = WayBack(who, states, files, strict=True, deadline=Deadline(60.0))
+            way = WayBack(
+                who,
+                states,
+                files,
+                strict=True,
+                deadline=Deadline(60.0),
+                spent=lambda image: image.close(),
+            )
             restored = way.take(reply)
         except StateMismatch as error:
             out["error"] = str(error)
