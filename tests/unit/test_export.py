@@ -257,6 +257,27 @@ def test_replicas_that_were_stored_whole_and_differ_are_told(tmp_path: Path) -> 
     assert "t of shards 0 and 1" in state.diverged
 
 
+def test_tensors_within_tuples_go_out_with_them(tmp_path: Path) -> None:
+    """torch's checkpoints do not look into tuples; one of these is in shares."""
+
+    def make() -> dict[str, object]:
+        weight = torch.nn.Parameter(torch.zeros(90))
+        model = torch.nn.ParameterList([weight])
+        ddp = torch.nn.parallel.DistributedDataParallel(model)
+        optimizer = torch.optim.SGD(ddp.parameters(), lr=0.1)
+        optimizer.state[weight] = {"history": (torch.arange(90.0), 3)}
+        return {"model": ddp, "opt": optimizer}
+
+    state = spread_images(tmp_path, 2, make).state()
+    things = {thing.name: thing.value for thing in state.things}
+    tensor, count = things["opt.state.0.history"]
+    assert torch.equal(tensor, torch.arange(90.0))
+    assert count == 3
+    single = written(tmp_path, [{}], pair=(torch.ones(2), 1)).state()
+    pair = {thing.name: thing.value for thing in single.things}["<values>.pair"]
+    assert torch.equal(pair[0], torch.ones(2))
+
+
 def test_a_dtype_that_safetensors_has_not(tmp_path: Path) -> None:
     state = written(tmp_path, [{"x": torch.zeros(2, dtype=torch.complex128)}]).state()
     with pytest.raises(UnsupportedState, match="complex128"):
