@@ -73,8 +73,7 @@ def apply(
     live = survey(states)
     live.manifest.job, live.manifest.world, live.manifest.shard = job, world, shard
     if is_imported(manifest):
-        _refuse(out_of_bounds(manifest, len(manifest_and_image)))
-        adopt(manifest, live.manifest, manifest_and_image)
+        _refuse(adopt(manifest, live.manifest, manifest_and_image))
     _refuse(differences(manifest, live.manifest))
     _refuse(out_of_bounds(manifest, len(manifest_and_image)))
     _refuse(_absent_devices(manifest))

@@ -32,7 +32,7 @@ class Source(NamedTuple):
         low, high: the bytes of that memory which the shard stores.
         image_offset: of byte 0 of that memory, if it were stored.
         holders: shards whose piece of this box is the same tensor; this one only, if not known.
-        own: a plain tensor that nothing was said of: each rank may have another under that name.
+        own: a plain tensor, of these holders only: others may have another under that name.
     """
 
     shard: int
@@ -110,12 +110,16 @@ class Catalog:
                 start + extent.bytes,
                 extent.image_offset - start,
                 tuple(holders),
-                not entry.copies and not entry.HasField("dtensor"),
+                not entry.HasField("dtensor") and (not entry.copies or extent.HasField("part")),
             )
         )
 
     def names(self) -> Iterable[str]:
         return self._shards.keys()
+
+    def sources(self, name: str) -> Sequence[Source]:
+        """All pieces of a tensor, by shard; none that are empty."""
+        return self._sources.get(name, ())
 
     def everywhere(self, name: str) -> bool:
         """Whether every rank that saved had a piece of it, if only an empty one."""
@@ -131,7 +135,7 @@ class Catalog:
             like: strides to prefer where pieces lie in memory in several ways.
         """
         by_piece: dict[Strided, list[Source]] = defaultdict(list)
-        for source in self._sources.get(name, ()):
+        for source in self.sources(name):
             by_piece[source.piece].append(source)
         turn = crc32(name.encode()) + near
         parts: list[tuple[Box, Strided, Sequence[_Part]]] = []

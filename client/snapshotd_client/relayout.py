@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import tree
+from snapshotd_client.adopted import adopt_kinds, is_imported
 from snapshotd_client.capture import survey
 from snapshotd_client.differences import in_place, tie_differences
 from snapshotd_client.errors import StateMismatch
@@ -53,6 +54,9 @@ class Relayout:
         self.near = who.rank % len(manifests)
         live = survey(states)
         self._live = live.manifest
+        for manifest in manifests.values():
+            if is_imported(manifest):
+                adopt_kinds(manifest, live.manifest)
         self._live_tensors = {
             (leaf.owner, leaf.name): leaf.tensor for leaf in live.leaves.leaves if not leaf.hidden
         }

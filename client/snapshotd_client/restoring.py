@@ -15,6 +15,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2, segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import rng
+from snapshotd_client.adopted import adopt, is_imported
 from snapshotd_client.apply import apply
 from snapshotd_client.assembling import assemble, is_divided
 from snapshotd_client.buffers import Reading
@@ -104,7 +105,7 @@ class WayBack:
 
     def _take_image(self, reply: pb.Restored, image: memoryview) -> dict[str, object] | None:
         manifest = _opening(image[: reply.manifest_bytes])
-        fits = manifest is not None and not self._differences(manifest)
+        fits = manifest is not None and not self._differences(manifest, image)
         all_fit = self._meet(reply.decision.id, fits=fits)
         if manifest is None or not fits:
             return None
@@ -117,8 +118,11 @@ class WayBack:
         with whole, memoryview(whole) as made:
             return self._apply(made, length)
 
-    def _differences(self, manifest: segment_pb2.Manifest) -> list[str]:
+    def _differences(self, manifest: segment_pb2.Manifest, image: memoryview) -> list[str]:
         live = survey(self._states).manifest
+        wrong = adopt(manifest, live, image) if is_imported(manifest) else []
+        if wrong:
+            return wrong
         who = self._who
         live.job, live.world, live.shard = who.job, who.world_size, who.rank
         return differences(manifest, live)

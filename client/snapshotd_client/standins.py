@@ -7,8 +7,8 @@ over as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Final
 
 import torch
 from torch.distributed.tensor import DTensor
@@ -61,7 +61,7 @@ class StandIns:
     def __init__(
         self, manifests: Manifests, states: Mapping[str, object], maker: ImageMaker, near: int
     ) -> None:
-        self.catalog = Catalog(manifests, _itemsizes(manifests.values()))
+        self.catalog = Catalog(manifests, itemsizes(manifests.values()))
         self.problems: list[str] = []
         self._manifests = manifests
         self._states = states
@@ -281,7 +281,8 @@ def mapped(name: str, node: object, change: Callable[[str, torch.Tensor], object
     return node
 
 
-def _itemsizes(manifests: Any) -> dict[str, int]:
+def itemsizes(manifests: Iterable[segment_pb2.Manifest]) -> dict[str, int]:
+    """Bytes of an element, by name of the dtype, of all that manifests name."""
     found = {entry.dtype for manifest in manifests for entry in manifest.tensors}
     dtypes = {name: getattr(torch, name, None) for name in found}
     return {n: d.itemsize if isinstance(d, torch.dtype) else 1 for n, d in dtypes.items()}

@@ -18,6 +18,7 @@ from snapshotd.metadata import Version
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from snapshotd.rpc.channels import Peer
     from snapshotd.wire.v1 import node_pb2 as pb
     from snapshotd.wire.v1.segment_pb2 import SealRecord
 
@@ -137,11 +138,8 @@ def _tier(arguments: argparse.Namespace) -> Source:
 
 
 def _memory(arguments: argparse.Namespace) -> Source:
-    from snapshotd.rpc.operator import (  # noqa: PLC0415  see status.py
-        fetch_facts,
-        fetch_image,
-        fetch_status,
-    )
+    from snapshotd.rpc.fetching import fetch_image  # noqa: PLC0415  see status.py
+    from snapshotd.rpc.operator import fetch_facts, fetch_status  # noqa: PLC0415
 
     who = identity(arguments, os.environ)
     status = fetch_status(daemon_address(arguments, os.environ), arguments.timeout_s, who)
@@ -160,8 +158,10 @@ def _memory(arguments: argparse.Namespace) -> Source:
         )
 
     def image(shard: int) -> Image:
-        address, size = held[version][shard]
-        return fetch_image(address, _request(status.cluster_id, job.job, version, shard, size), who)
+        peer, size = held[version][shard]
+        return fetch_image(
+            status.cluster_id, peer, job.job, version, shard, size, arguments.timeout_s, who
+        )
 
     return Source(job.job, version, job.world, job.world, image)
 
@@ -179,29 +179,18 @@ def _job(status: pb.NodeStatus, name: str | None) -> pb.JobFacts:
     return found
 
 
-def _held(nodes: list[pb.NodeFacts], job: str) -> dict[Version, dict[int, tuple[str, int]]]:
-    """Of each version, for each shard that a live slot has: its address, and the image's bytes."""
-    held: dict[Version, dict[int, tuple[str, int]]] = {}
-    for slot in (slot for facts in nodes for slot in facts.slots if slot.address):
+def _held(nodes: list[pb.NodeFacts], job: str) -> dict[Version, dict[int, tuple[Peer, int]]]:
+    """Of each version, for each shard that a live slot has: which one, and the image's bytes."""
+    from snapshotd.rpc.channels import Peer  # noqa: PLC0415  see status.py
+    from snapshotd.wire.protocol import GRPC  # noqa: PLC0415
+
+    held: dict[Version, dict[int, tuple[Peer, int]]] = {}
+    for node, slot in ((facts.node, s) for facts in nodes for s in facts.slots if s.address):
+        peer = Peer(node, slot.address, slot.plane or GRPC)
         for data in (data for data in slot.data if data.job == job):
             version = Version(data.version.epoch, data.version.step)
-            held.setdefault(version, {})[data.shard] = slot.address, data.image_bytes
+            held.setdefault(version, {})[data.shard] = peer, data.image_bytes
     return held
-
-
-def _request(cluster: str, job: str, version: Version, shard: int, size: int) -> pb.ReadRequest:
-    from snapshotd.rpc.convert import version_to  # noqa: PLC0415  see status.py
-    from snapshotd.wire.protocol import PROTOCOL_VERSION  # noqa: PLC0415
-    from snapshotd.wire.v1 import node_pb2  # noqa: PLC0415
-
-    return node_pb2.ReadRequest(
-        protocol=PROTOCOL_VERSION,
-        cluster_id=cluster,
-        job=job,
-        version=version_to(version),
-        shard=shard,
-        bytes=size,
-    )
 
 
 def _chosen(step: str, versions: list[Version], where: str) -> Version:

@@ -8,14 +8,11 @@ from typing import Any
 
 import grpc
 
-from snapshotd.coding.digest import check_range
-from snapshotd.errors import DamagedBytes, PeerError
+from snapshotd.errors import PeerError
 from snapshotd.rpc.channels import OPTIONS, named
-from snapshotd.rpc.checks import check_seal
 from snapshotd.rpc.tls import Identity, meaning
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
-from snapshotd.wire.v1 import segment_pb2 as seg
 
 
 def fetch_status(address: str, timeout_s: float, identity: Identity | None = None) -> pb.NodeStatus:
@@ -39,34 +36,6 @@ def fetch_facts(address: str, timeout_s: float, identity: Identity | None = None
     with _node(address, identity) as stub:
         reply: pb.NodeFacts = stub.Inventory(pb.InventoryRequest(), timeout=timeout_s)
         return reply
-
-
-def fetch_image(
-    address: str, request: pb.ReadRequest, identity: Identity | None = None
-) -> Iterator[seg.SealRecord | bytes]:
-    """A shard from the SMP at `address`: its record, then chunks, each verified.
-
-    Raises:
-        PeerError: it does not answer, or has it no more. DamagedBytes: it sends other bytes.
-    """
-    with _dialled(address, identity) as channel:
-        stream = node_pb2_grpc.BlocksStub(channel).Read(request)
-        record, at = seg.SealRecord(), 0
-        try:
-            for reply in stream:
-                if reply.HasField("seal"):
-                    record = reply.seal
-                    check_seal(record)
-                    yield record
-                    continue
-                with memoryview(reply.chunk) as chunk:
-                    check_range(chunk, at, record.image_bytes, record.grain_digests)
-                at += len(reply.chunk)
-                yield reply.chunk
-        except grpc.RpcError as error:
-            raise PeerError(f"{address}: {error.details()}") from error
-        if at != request.bytes:
-            raise DamagedBytes(f"{address} sent {at} of {request.bytes} bytes")
 
 
 def drop(

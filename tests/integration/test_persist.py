@@ -15,11 +15,15 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from safetensors.torch import load_file
+from torch.distributed.checkpoint._nested_dict import flatten_state_dict
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 
 from snapshotd_client import SnapshotLost
 from tests.integration.cluster import Cluster, Node, eventually
+from tests.integration.layouts import run
 from tests.integration.ranks import Job, Rank, homes
 from tests.integration.test_restore import outcomes
+from tests.unit.layout_training import WIDTH, Net, digests
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 Make = Callable[..., Cluster]
@@ -223,6 +227,31 @@ def exports(tmp_path: Path, node: Node, tier: Path, job: Job) -> None:
         "export", "--run-dir", node.run_dir, "--step", "77", tmp_path / "x", check=False
     )
     assert (code, "step 77 is not in memory; there:" in said) == (1, True), said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_export_of_replicas_that_store_a_share_each(cluster: Make, tmp_path: Path) -> None:
+    """DDP: each shard has half of every tensor; what torch reads back is the model."""
+    nodes = cluster(parity=1).start(2)
+    first, other = run(nodes, 2, "ddp", tmp_path, steps=2)
+    assert first["left"] == other["left"]
+    snapshotd("export", "--run-dir", nodes[0].run_dir, "--format", "dcp", tmp_path / "dcp")
+    snapshotd("export", "--run-dir", nodes[1].run_dir, "--format", "safetensors", tmp_path / "flat")
+    held = sum(f.stat().st_size for f in (tmp_path / "dcp").iterdir())
+    model = Net(WIDTH)
+    opt = torch.optim.AdamW(model.parameters())
+    loaded = dict(zip(("model", "opt"), get_state_dict(model, opt), strict=True))
+    dcp.load(loaded, checkpoint_id=tmp_path / "dcp", no_dist=True)
+    set_state_dict(model, opt, model_state_dict=loaded["model"], optim_state_dict=loaded["opt"])
+    assert digests({"model": model, "opt": opt}) == first["left"]
+    assert opt.param_groups[0]["lr"] == 0.01
+    found = load_file(tmp_path / "flat" / "state.safetensors")
+    wanted, _ = flatten_state_dict(loaded)
+    tensors = {name: value for name, value in wanted.items() if isinstance(value, torch.Tensor)}
+    assert len(tensors) == 4 * len(loaded["model"])
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+    assert held < 1.2 * sum(t.nbytes for t in tensors.values()), "each byte once"
 
 
 def snapshotd(*arguments: object, check: bool = True) -> tuple[int, str]:

@@ -42,7 +42,10 @@ def reason(node: Node, peer: str) -> str:
 
 
 def test_a_job_over_tls(
-    cluster: Clusters, authority: Authority, capsys: pytest.CaptureFixture[str]
+    cluster: Clusters,
+    authority: Authority,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
 ) -> None:
     made = cluster(group_size=2)
     nodes = started(made, authority, "n0", "n1")
@@ -53,6 +56,8 @@ def test_a_job_over_tls(
     assert main(["status", "--run-dir", str(nodes[0].run_dir)]) == 0
     assert main(["status", "--config", str(nodes[0].config), "--address", nodes[1].address]) == 0
     assert "n1" in capsys.readouterr().out
+    assert main(["export", "--run-dir", str(nodes[0].run_dir), str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / ".metadata").is_file()
     job.vanish()
     nodes[1].lose()
     (nodes[1].root / "run").mkdir()

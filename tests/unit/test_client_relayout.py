@@ -282,6 +282,22 @@ def test_what_does_not_fit_is_named_and_passed_over_if_wanted(case):
     assert same_bits(states["mask"], was["mask"])
 
 
+def test_a_tensor_that_groups_of_ranks_have_for_themselves_is_not_picked_from_one_of_them():
+    """As experts: ranks 0 and 1 hold one under a name under which 2 and 3 hold another."""
+    groups = {0: [0, 1], 1: [0, 1], 2: [2, 3], 3: [2, 3]}
+    images = {
+        rank: image_of({"w": torch.full((300,), float(rank // 2))}, rank, 4, replicas=group)
+        for rank, group in groups.items()
+    }
+    with rank_of(0, 2):
+        _, _, problems = relaid(images, {"w": torch.zeros(300)}, 0, 2, strict=False)
+    assert any(p.startswith("w: ranks 0, 1, 2, 3 saved one each") for p in problems)
+    with rank_of(3, 4):
+        states = {"w": torch.zeros(300)}
+        assert relaid(images, states, 3, 4)[2] == []
+        assert states["w"].tolist() == [1.0] * 300
+
+
 def test_a_tensor_that_each_rank_has_for_itself_is_not_picked_from_one_of_them():
     images = images_of(2, told=False, a=2)
     with rank_of(0, 1):

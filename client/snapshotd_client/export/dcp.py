@@ -27,8 +27,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.storage import WriteResult
 
-from snapshotd_client.export.boxes import Box
-from snapshotd_client.export.shards import State
+from snapshotd_client.export.state import Piece, State, Tensor
 
 #: Gives what an item writes, when it is written.
 _Source = Callable[[], torch.Tensor | io.BytesIO]
@@ -52,23 +51,20 @@ class _Planner(DefaultSavePlanner):
 
 
 def write(state: State, directory: Path, progress: Progress) -> None:
-    """Write into an empty directory; one file for each shard that anything comes from.
-
-    Raises:
-        StateMismatch: parts of a tensor are missing.
-    """
+    """Write into an empty directory; one file for each shard that anything comes from."""
     planner = _Planner(progress)
     items: dict[int, list[WriteItem]] = defaultdict(list)
     described: dict[str, STORAGE_TYPES] = {}
     for tensor in state.tensors:
         properties = TensorProperties(dtype=tensor.dtype)
         chunks: list[ChunkStorageMetadata] = []
-        for shard, box, source in tensor.boxes():
-            chunk = ChunkStorageMetadata(torch.Size(box.offsets), torch.Size(box.shape))
+        for piece in tensor.pieces:
+            chunk = ChunkStorageMetadata(torch.Size(piece.box.offset), torch.Size(piece.box.shape))
             index = MetadataIndex(tensor.name, chunk.offsets, len(chunks))
-            data = TensorWriteData(chunk, properties, torch.Size(box.whole))
-            items[shard].append(WriteItem(index, _type(box), tensor_data=data))
-            planner.sources[index] = source
+            data = TensorWriteData(chunk, properties, torch.Size(tensor.shape))
+            kind = _type(tensor, piece)
+            items[piece.shard].append(WriteItem(index, kind, tensor_data=data))
+            planner.sources[index] = piece.load
             chunks.append(chunk)
         described[tensor.name] = TensorStorageMetadata(properties, torch.Size(tensor.shape), chunks)
     for thing in state.things:
@@ -93,8 +89,8 @@ def _carry_out(
     writer.finish(metadata, results)
 
 
-def _type(box: Box) -> WriteItemType:
-    return WriteItemType.TENSOR if box.shape == box.whole else WriteItemType.SHARD
+def _type(tensor: Tensor, piece: Piece) -> WriteItemType:
+    return WriteItemType.TENSOR if piece.box.shape == tensor.shape else WriteItemType.SHARD
 
 
 def _saved(value: object) -> io.BytesIO:

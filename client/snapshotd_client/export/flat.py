@@ -17,7 +17,7 @@ from typing import Final
 import torch
 
 from snapshotd_client.errors import UnsupportedState
-from snapshotd_client.export.shards import State, Tensor
+from snapshotd_client.export.state import State, Tensor
 
 FILE: Final = "state.safetensors"
 
@@ -50,7 +50,6 @@ def write(state: State, directory: Path, progress: Callable[[int], None]) -> Non
 
     Raises:
         UnsupportedState: a dtype that the format does not know.
-        StateMismatch: parts of a tensor are missing.
     """
     # Wide elements first: then each tensor begins at a multiple of its own element.
     tensors = sorted(state.tensors, key=lambda t: -t.dtype.itemsize)
@@ -78,10 +77,7 @@ def _put(tensor: Tensor, mapping: mmap.mmap, at: int) -> None:
         return
     count = prod(tensor.shape)
     whole = torch.frombuffer(mapping, dtype=tensor.dtype, count=count, offset=at)
-    target = whole.view(tensor.shape)
-    for _, box, source in tensor.boxes():
-        place = tuple(slice(o, o + n) for o, n in zip(box.offsets, box.shape, strict=True))
-        target[place].copy_(source())
+    tensor.put(whole.view(tensor.shape))
 
 
 def _bytes(tensor: Tensor) -> int:

@@ -20,10 +20,12 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
+from snapshotd_client.about import About
 from snapshotd_client.copying import Load, Piece, Target
 from snapshotd_client.errors import StateMismatch
+from snapshotd_client.export.counting import counted, is_optimizer, shape_of, unlisted
 from snapshotd_client.layout import lay_out, skeleton_room
-from snapshotd_client.leaves import RNG, VALUES, Inventory, describe
+from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory
 from snapshotd_client.owners import TENSOR
 
 Trees = Mapping[str, Any]
@@ -45,11 +47,6 @@ def read_checkpoint(directory: Path) -> Trees:
             no_dist=True,
         )
     found.pop("ranks", None)  # of our own export: what differed between ranks
-    for name, value in found.items():
-        if _is_optimizer(value):
-            # Every key is text in a checkpoint; parameters are counted.
-            state = value.get("state", {}).items()
-            found[name] = {**value, "state": {_counted(k): v for k, v in state}}
     wrong = [why for name, value in found.items() if (why := _why_not(name, value))]
     if wrong or not found:
         raise StateMismatch(wrong or [f"{directory} is empty"])
@@ -61,27 +58,19 @@ def _why_not(name: str, value: object) -> str:
         return ""
     if not isinstance(value, dict):
         return f"{name}: a {type(value).__name__}, where the state_dict() of an object was expected"
-    if _is_optimizer(value) and not all(isinstance(key, int) for key in value["state"]):
-        return (
-            f"{name}: optimizer state by parameter names; save optimizer.state_dict(), which "
-            "counts parameters"
-        )
+    if is_optimizer(value) and (lost := unlisted(value)):
+        return f"{name}: state of {', '.join(lost)}, which no group of parameters has"
     return ""
-
-
-def _counted(key: object) -> object:
-    return int(key) if isinstance(key, str) and key.isdigit() else key
-
-
-def _is_optimizer(value: object) -> bool:
-    return isinstance(value, dict) and "param_groups" in value
 
 
 def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step: int) -> int:
     """Write the image of one shard, which has all of the state; returns its manifest's length."""
     states = {name: value for name, value in trees.items() if name not in (VALUES, RNG)}
+    optimizers = {name: value for name, value in states.items() if is_optimizer(value)}
     whole = {
         **states,
+        **{name: counted(value) for name, value in optimizers.items()},
+        GROUPS: {},
         VALUES: trees.get(VALUES, {}),
         RNG: trees.get(RNG) or _generators(),
     }
@@ -92,16 +81,22 @@ def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step
         pickles[owner] = tree.dump(owner, value, inventory)
     extents, places = inventory.gather()
     skeleton = tree.join([*pickles], pickles.values())
+    about = About({})
     manifest = segment_pb2.Manifest(
         format=MANIFEST_FORMAT,
         job=job,
         shard=shard,
         world=world,
         extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-        tensors=[describe(*pair) for pair in zip(inventory.leaves, places, strict=True)],
+        tensors=[about.entry(*pair) for pair in zip(inventory.leaves, places, strict=True)],
         # Of what kind an object is, the run that restores it knows.
         names={n: TENSOR if isinstance(v, torch.Tensor) else "" for n, v in states.items()},
+        optimizers=[shape_of(name, value, states) for name, value in optimizers.items()],
     )
+    if world > 1:  # all ranks get the same
+        manifest.replica_sets.add(ranks=range(world))
+        for leaf, entry in zip(inventory.leaves, manifest.tensors, strict=True):
+            entry.copies = int(not leaf.hidden and leaf.owner not in (VALUES, RNG))
     manifest.skeleton.bytes = skeleton_room(len(skeleton))
     layout = lay_out(manifest)
     manifest.step = step
