@@ -405,7 +405,8 @@ class Smp:
 
     def reachable(self) -> Slots:
         """Facts of all slots that are trusted now, our own as they are at this moment."""
-        here = {self.machine.home: self.machine.facts(self.address, self.vault.counters())}
+        mine = self.machine.facts(self.address, self.vault.counters())
+        here = {self.machine.home: replace(mine, plane=self.plane)}
         peers = self.machine.orders.peers.items()
         return {**{h: f for h, f in peers if self._conduct.trusts(h.node)}, **here}
 
