@@ -6,6 +6,7 @@ So a snapshot is sealed soon after its last byte is there, however large it is.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final
@@ -19,6 +20,8 @@ from snapshotd.wire.protocol import grain_bytes
 
 #: Read at one go, at most; a multiple of every grain. Who gives the buffer back waits for that.
 STRIDE_BYTES: Final = 64 << 20
+#: For the trainer's copy, and for this.
+ENOUGH_CPUS: Final = 2
 
 
 class Filling:
@@ -48,7 +51,13 @@ class Filling:
         self._reading = asyncio.Lock()
 
     def stands(self, count_bytes: int) -> None:
-        """The trainer has written that much of the image's start for good, unless it gives up."""
+        """The trainer has written that much of the image's start for good, unless it gives up.
+
+        It is read ahead only where there are processors enough: on a single one that would take
+        them from the copy, for which training may wait.
+        """
+        if len(os.sched_getaffinity(0)) < ENOUGH_CPUS:
+            return
         self._stands = max(self._stands, count_bytes)
         self._start(self._read_ahead())
 

@@ -33,6 +33,11 @@ def vault(shm_path: Path) -> Iterator[Vault]:
     arena.close()
 
 
+@pytest.fixture(autouse=True)
+def many_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+
+
 class Tasks:
     """Starts what a Filling wants run beside the rest."""
 
@@ -74,6 +79,21 @@ def test_the_digests_are_those_of_one_pass(
         assert len(filling._digests) // 16 == max(stands, default=0) // GRAIN + (
             len(IMAGE) in stands
         )
+        return await filling.digests(len(IMAGE))
+
+    assert asyncio.run(fill()) == grain_digests(memoryview(IMAGE))
+
+
+def test_on_a_single_processor_nothing_is_read_ahead(
+    vault: Vault, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+
+    async def fill() -> bytes | None:
+        tasks = Tasks()
+        filling = await begun(vault, tasks)
+        filling.stands(len(IMAGE))
+        assert not tasks.running
         return await filling.digests(len(IMAGE))
 
     assert asyncio.run(fill()) == grain_digests(memoryview(IMAGE))
