@@ -44,8 +44,9 @@ $(INSTALLED): pyproject.toml tools/python_version.py
 demo: venv
 	$(BIN)/snapshotd demo
 
+# Mostly waiting for other processes: two files at a time, each in one process.
 test: venv
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 SEEDS ?= 100000
 SEED_START ?= 0
