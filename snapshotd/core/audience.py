@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import replace
 
-from snapshotd.core.protection import Slots, data_at, parity_at
+from snapshotd.core.protection import Slots, parity_at
 from snapshotd.core.stripes import places
 from snapshotd.metadata import Group, Home, JobFacts, NodeFacts, SlotCounters, Version
 
@@ -76,28 +76,23 @@ def _report(facts: NodeFacts, keepers: Keepers) -> object:
                     persist=tuple(replace(p, bytes_done=0, bytes_total=0) for p in s.persist),
                 ),
                 replace(s.trainer, passed_step=0) if s.trainer else None,
-                [_done(home, job, groups, slots) for job, groups in sorted(keepers.items())],
+                [
+                    _done(home, job, group, slots)
+                    for job, groups in sorted(keepers.items())
+                    for group in groups
+                ],
             )
             for home, s in slots.items()
         ],
     )
 
 
-def _done(home: Home, job: str, groups: Sequence[Group], slots: Slots) -> Version | None:
-    """The newest version of which a home keeps all that it is to keep."""
-    for group in groups:
-        for position, member in enumerate(group.members):
-            if member.home != home:
-                continue
-            mine = places(group, position)
-            versions = sorted({d.version for d in slots[home].data if d.job == job}, reverse=True)
-            return next(
-                (
-                    v
-                    for v in versions
-                    if data_at(slots, home, job, member.shard, v)
-                    and all(parity_at(slots, home, job, v, place) for place in mine)
-                ),
-                None,
-            )
-    return None
+def _done(home: Home, job: str, group: Group, slots: Slots) -> Version | None:
+    """The newest version of which a home keeps all that a group has it keep."""
+    position = next((i for i, m in enumerate(group.members) if m.home == home), None)
+    if position is None:
+        return None
+    mine, shard = places(group, position), group.members[position].shard
+    sealed = (d.version for d in slots[home].data if (d.job, d.shard) == (job, shard))
+    whole = (v for v in sealed if all(parity_at(slots, home, job, v, place) for place in mine))
+    return max(whole, default=None)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from snapshotd.core import economy
 from snapshotd.core.audience import Audience
@@ -184,10 +185,11 @@ class Board:
 
     def audience(self, peers: Set[str], now_s: float) -> Set[str]:
         """Which of `peers` must hear what is published now before the next heartbeat."""
-        keepers = {
-            name: (*self.keepers(job), *(job.pending.groups if job.pending else ()))
-            for name, job in self._jobs.items()
-        }
+        keepers = {}
+        for name, job in self._jobs.items():
+            decided = (d.groups for d in (job.decision, job.pending) if d is not None)
+            # Those that keep it are as a rule those that were decided.
+            keepers[name] = [*dict.fromkeys(chain(self.keepers(job), *decided))]
         return self._audience.of(self.facts, keepers, self.slots(now_s), peers)
 
     def slots_needed(self) -> frozenset[int]:

@@ -106,6 +106,16 @@ def test_while_a_trainer_waits_anywhere_everything_counts(audience: Audience) ->
     assert audience.of(facts(SLOT), {"job": GROUPS}, elsewhere, PEERS) == PEERS
 
 
+def test_what_is_done_in_each_of_its_groups_counts(audience: Audience) -> None:
+    """Of old ranks and of new ones: a version of the new may be done while the old one stays."""
+    alone = Group((Member(7, Home("n0", 0)), Member(8, Home("n4", 0))), 0)
+    keepers = {"job": (*GROUPS, alone)}
+    assert audience.of(facts(SLOT), keepers, {}, PEERS) == PEERS
+    done = replace(SLOT, data=(data(1), replace(data(2), shard=7)))
+    assert audience.of(facts(done), keepers, {}, PEERS) == PEERS
+    assert audience.of(facts(done), keepers, {}, PEERS) == PARTNERS | {"n4"}
+
+
 def test_who_stands_in_is_a_partner(audience: Audience) -> None:
     home = Home("n6", 0)
     shelter = replace(GROUPS[0], members=(*GROUPS[0].members[:2], Member(2, home)))
