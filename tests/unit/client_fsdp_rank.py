@@ -16,6 +16,7 @@ from snapshotd_client.errors import StateMismatch
 from snapshotd_client.exact import same_bits
 from snapshotd_client.overlap import Watch
 from snapshotd_client.predicting import predict_image_bytes
+from tests.unit.ranks import leave
 
 
 def build(mesh, seed, width=10):
@@ -123,7 +124,7 @@ def main(rank: int, store: str) -> None:
         assert "model.0.weight: snapshot DTensor float32 [10, 6] as Shard(0)" in str(error), error  # noqa: PT017
     else:
         raise AssertionError("another width was accepted")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

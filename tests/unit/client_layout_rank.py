@@ -21,6 +21,7 @@ from snapshotd_client.identity import Identity
 from snapshotd_client.restoring import WayBack
 from snapshotd_client.waiting import Deadline
 from tests.unit.layout_training import build, digests, train
+from tests.unit.ranks import leave
 
 
 class Files:
@@ -108,8 +109,7 @@ def main(rank: int, world: int, kind: str, store: str, old: str, new: str) -> No
         dist.all_gather_object(lengths, plan.manifest_bytes)
         (Path(new) / f"{rank}.json").write_text(json.dumps(lengths))
     (Path(new) / f"{rank}.out").write_text(json.dumps(out))
-    dist.barrier()
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

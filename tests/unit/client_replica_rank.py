@@ -20,6 +20,7 @@ from snapshotd_client.exact import same_bits
 from snapshotd_client.identity import Identity
 from snapshotd_client.leaves import local_piece
 from snapshotd_client.predicting import predict_image_bytes
+from tests.unit.ranks import leave
 
 WORLD = 4
 
@@ -112,7 +113,7 @@ def main(rank: int, store: str) -> None:
             first["opt"].state.popitem()
         alone = Planner("job", rank, WORLD, first, accord=accord).plan(6, {})
         assert is_divided(alone.manifest) == (rank != 1), (kind, rank)
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from snapshotd_client import capture
 from tests.unit import client_fsdp_rank, client_replica_rank
+from tests.unit.ranks import leave
 
 
 def main(kind: str, rank: int, world: int, directory: Path) -> None:
@@ -37,7 +38,7 @@ def main(kind: str, rank: int, world: int, directory: Path) -> None:
     model, opt = get_state_dict(states["model"], states["opt"], options=options)
     if rank == 0:
         torch.save({"model": model, "opt": opt}, directory / "whole.pt")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":
