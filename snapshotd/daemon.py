@@ -1,7 +1,9 @@
-"""The composition root of the supervisor: everything is made here, in the order it depends on.
+"""The composition root of the supervisor, and its program: everything is made here, in order.
 
 Nothing else constructs a service. `serve` reads as the life of the daemon: take the
 directories, start up, run until told to stop or until something fails for good, shut down.
+The command `snapshotd serve` becomes `python -m snapshotd.daemon NODE FD`: the node's name for
+whoever lists processes, and a descriptor to read the checked configuration from.
 """
 
 from __future__ import annotations
@@ -12,18 +14,20 @@ import json
 import logging
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import zmq.asyncio
 
+from snapshotd import settled
 from snapshotd.coding.choice import choose_codec
-from snapshotd.config import Config
 from snapshotd.core.board import Board, Policy
 from snapshotd.core.membership import Membership, Refusal
-from snapshotd.errors import ConfigError
+from snapshotd.errors import ConfigError, SnapshotdError, exit_code
 from snapshotd.flow.children import Children
 from snapshotd.flow.front import FrontDesk, slot_socket_path
 from snapshotd.flow.lookout import Lookout
@@ -42,22 +46,23 @@ from snapshotd.rpc.node import NodeServer
 from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
 from snapshotd.smp import SmpSettings
+from snapshotd.telemetry.logs import configure
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
 from snapshotd.wire.address import is_loopback
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import FRONT_SOCKET, TLS_FILE
 from snapshotd.wire.v1 import node_pb2 as pb
 
+if TYPE_CHECKING:
+    from snapshotd.config import Config
+
 log = logging.getLogger(__name__)
 
 STOP_GRACE_S = 2.0
 
 
-def serve(config: Config) -> int:
+def serve(config: Config) -> None:
     """Run the daemon until SIGTERM or SIGINT.
-
-    Returns:
-        The exit status: 0 after a clean stop.
 
     Raises:
         SnapshotdError: it cannot start, or must not go on.
@@ -67,7 +72,6 @@ def serve(config: Config) -> int:
     with _owned(config.run_dir, "run_dir"), _owned(config.shm_dir, "shm_dir"):
         point("supervisor.start.owned")
         asyncio.run(Node(config).run())
-    return 0
 
 
 def _check_sockets(run_dir: Path) -> None:
@@ -366,3 +370,24 @@ def _signals(stop: asyncio.Event) -> Iterator[None]:
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def main() -> int:
+    """Entry point of the daemon's program.
+
+    Returns:
+        The exit status, as that of the command that it took over from.
+    """
+    with open(int(sys.argv[2]), encoding="utf-8") as handed:
+        config = settled.from_text(handed.read())
+    configure(config.log_level, config.log_format, config.node_id)
+    try:
+        serve(config)
+    except SnapshotdError as error:
+        sys.stderr.write(f"snapshotd: {error}\n")
+        return exit_code(error)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

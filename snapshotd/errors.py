@@ -78,3 +78,8 @@ class NoRoom(SnapshotdError):
 
 class DamagedBytes(SnapshotdError):
     """Bytes differ from what was sealed."""
+
+
+def exit_code(error: SnapshotdError) -> int:
+    """What a program ends with for it: 2 for wrong input, 1 for any other failure."""
+    return 2 if isinstance(error, CallerError) else 1

@@ -14,13 +14,12 @@ from typing import Final
 
 import snapshotd
 from snapshotd.cli import config_show, demo, drop, export, gc, import_, plan, run, serve, status
-from snapshotd.errors import CallerError, SnapshotdError
+from snapshotd.errors import SnapshotdError, exit_code
 
 _COMMANDS: Final = (
     serve, run, status, plan, drop, gc, export, import_, config_show, demo,
 )  # fmt: skip
 _FAILED: Final = 1
-_WRONG_INPUT: Final = 2
 _INTERRUPTED: Final = 130
 
 
@@ -40,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(arguments.handler(arguments))
     except SnapshotdError as error:
         print(f"snapshotd: {error}", file=sys.stderr)
-        return _WRONG_INPUT if isinstance(error, CallerError) else _FAILED
+        return exit_code(error)
     except BrokenPipeError:
         # The reader of our output left, as `head` does. Python would complain once more when it
         # flushes at exit; give it somewhere to flush to.

@@ -1,11 +1,13 @@
-"""`snapshotd serve`: be the daemon of this node until told to stop."""
+"""`snapshotd serve`: check the configuration, and become the daemon of this node."""
 
 from __future__ import annotations
 
 import argparse
+import os
+import sys
 
+from snapshotd import settled
 from snapshotd.cli.options import Commands, add_config_options, loaded
-from snapshotd.telemetry import logs
 
 
 def register(commands: Commands) -> None:
@@ -19,8 +21,11 @@ def register(commands: Commands) -> None:
 
 def _serve(arguments: argparse.Namespace) -> int:
     config = loaded(arguments).config
-    logs.configure(config.log_level, config.log_format, config.node_id)
-    # Only now: the daemon brings gRPC and ZeroMQ, which no other command waits for.
-    from snapshotd.daemon import serve  # noqa: PLC0415
-
-    return serve(config)
+    # The same process from here on, for whoever started it, without the modules of a command. Its
+    # own file, as a command line has a bound.
+    handed = os.memfd_create("snapshotd-settings", 0)
+    with open(handed, "w", encoding="utf-8", closefd=False) as file:
+        file.write(settled.to_text(config))
+    os.lseek(handed, 0, os.SEEK_SET)
+    daemon = ("-m", "snapshotd.daemon", config.node_id, str(handed))
+    os.execv(sys.executable, (sys.executable, *daemon))  # noqa: S606  nothing for a shell in it
