@@ -328,14 +328,17 @@ def test_a_checkpoint_comes_in_and_is_restored_exactly(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_cannot_be_a_start(tmp_path: Path) -> None:
-    with pytest.raises(StateMismatch, match=r"no \.metadata"):
+    with pytest.raises(UnsupportedState, match=r"no \.metadata"):
+        read_checkpoint(tmp_path)
+    (tmp_path / ".metadata").write_bytes(b"rubbish")
+    with pytest.raises(UnsupportedState, match="cannot be read as a checkpoint"):
         read_checkpoint(tmp_path)
     dcp.save({"step": 3}, checkpoint_id=tmp_path / "a", no_dist=True)
-    with pytest.raises(StateMismatch, match="step: a int"):
+    with pytest.raises(UnsupportedState, match="step: a int"):
         read_checkpoint(tmp_path / "a")
     lost = {"optimizer": {"state": {"w": {"m": torch.ones(1)}}, "param_groups": []}}
     dcp.save(lost, checkpoint_id=tmp_path / "b", no_dist=True)
-    with pytest.raises(StateMismatch, match="state of w, which no group of parameters has"):
+    with pytest.raises(UnsupportedState, match="state of w, which no group of parameters has"):
         read_checkpoint(tmp_path / "b")
 
 
