@@ -24,7 +24,7 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
 from snapshotd_client.about import About
 from snapshotd_client.copying import Load, Piece, Target
-from snapshotd_client.errors import UnsupportedState
+from snapshotd_client.errors import SnapshotdClientError, UnsupportedState
 from snapshotd_client.export.counting import counted, is_optimizer, shape_of, unlisted
 from snapshotd_client.layout import lay_out, skeleton_room
 from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory
@@ -119,7 +119,14 @@ def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step
     manifest.step = step
     opening = manifest.SerializeToString()
     with path.open("xb") as file:  # all of it, or a full disk would end this by SIGBUS
-        os.posix_fallocate(file.fileno(), 0, layout.image_bytes)
+        try:
+            os.posix_fallocate(file.fileno(), 0, layout.image_bytes)
+        except OSError as error:
+            raise SnapshotdClientError(
+                f"{path.parent} cannot take an image of {layout.image_bytes} bytes: "
+                f"{error.strerror}",
+                "Make room there, or set TMPDIR to a directory that has it.",
+            ) from error
     target = Target(torch.from_file(str(path), True, layout.image_bytes, dtype=torch.uint8))
     target.put_text(0, opening)
     target.put(Load([Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)], ()))
