@@ -348,7 +348,7 @@ def test_an_image_for_which_there_is_no_room_is_an_error(tmp_path: Path, monkeyp
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(SnapshotdClientError, match="No space left.* set TMPDIR"):
+    with pytest.raises(SnapshotdClientError, match=r"No space left.* set TMPDIR"):
         write_image(tmp_path / "image", {"t": torch.ones(9)}, "job", 0, 1, 0)
 
 
