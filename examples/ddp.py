@@ -42,7 +42,7 @@ def main() -> None:
         data, batch_size=4, sampler=sampler, collate_fn=with_noise, generator=torch.Generator()
     )
 
-    states = {"model": model, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
+    states = {"model": parallel, "optimizer": optimizer, "scheduler": scheduler, "loader": loader}
     with Snapshotter(states) as snap:
         restored = snap.restore()
         step, epoch = (restored.step + 1, restored.values["epoch"]) if restored else (0, 0)

@@ -294,10 +294,14 @@ class StoredStep:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the persistent tier holds of a job: whole steps, and versions that are not whole."""
+    """What the persistent tier holds of a job: whole steps, and versions that are not whole.
+
+    `damaged` are steps that were whole, and why their index cannot be read.
+    """
 
     steps: tuple[StoredStep, ...] = ()
     unfinished: tuple[Version, ...] = ()
+    damaged: tuple[tuple[Version, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

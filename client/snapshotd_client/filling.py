@@ -44,17 +44,19 @@ def manifests(ask: Ask) -> dict[int, segment_pb2.Manifest]:
 
     Raises:
         StateMismatch: one cannot be read.
+        DaemonGone: as `_lent`.
     """
     gathered = ask(pb.ToDaemon(manifests=pb.Manifests())).manifests_gathered
     found = {}
-    for piece in gathered.pieces:
-        with closing(Reading(gathered.path, piece.offset, piece.bytes)) as reading:
-            try:
-                found[piece.shard] = segment_pb2.Manifest.FromString(bytes(reading.image))
-            except DecodeError as error:
-                raise StateMismatch(
-                    [f"the manifest of rank {piece.shard} cannot be read: {error}"]
-                ) from error
+    with _lent(ask):
+        for piece in gathered.pieces:
+            with closing(Reading(gathered.path, piece.offset, piece.bytes)) as reading:
+                try:
+                    found[piece.shard] = segment_pb2.Manifest.FromString(bytes(reading.image))
+                except DecodeError as error:
+                    raise StateMismatch(
+                        [f"the manifest of rank {piece.shard} cannot be read: {error}"]
+                    ) from error
     return found
 
 
@@ -67,6 +69,9 @@ def filled(ask: Ask, ranges: Ranges, image_bytes: int, taken: Taken) -> Iterator
         ranges: what it is made of.
         image_bytes: its length.
         taken: counts on.
+
+    Raises:
+        DaemonGone: as `_lent`.
     """
     answer = ask(pb.ToDaemon(fill=ranges.message(image_bytes))).filled
     taken.read += ranges.nbytes
@@ -74,11 +79,28 @@ def filled(ask: Ask, ranges: Ranges, image_bytes: int, taken: Taken) -> Iterator
     taken.copied += answer.bytes_copied
     taken.decoded += answer.bytes_decoded
     taken.received += answer.bytes_received
-    descriptor = os.open(answer.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-    finally:
-        os.close(descriptor)
     end = answer.image_offset + image_bytes
-    with mapping, memoryview(mapping) as whole, whole[answer.image_offset : end] as image:
-        yield image
+    with _lent(ask):
+        descriptor = os.open(answer.path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
+        finally:
+            os.close(descriptor)
+        with mapping, memoryview(mapping) as whole, whole[answer.image_offset : end] as image:
+            yield image
+
+
+@contextmanager
+def _lent(ask: Ask) -> Iterator[None]:
+    """While the daemon that lent memory lives, nobody else writes to it; the next one may.
+
+    Raises:
+        DaemonGone: it did not live until all was read: what was read counts for nothing, and no
+            more what was found wrong with it.
+    """
+    try:
+        yield
+    except Exception:
+        ask(pb.ToDaemon(query=pb.Query()))
+        raise
+    ask(pb.ToDaemon(query=pb.Query()))

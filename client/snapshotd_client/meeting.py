@@ -6,6 +6,7 @@ Every wait is bounded. Words are short: bytes of tensors go through a process gr
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from typing import Final
 
@@ -33,12 +34,11 @@ class Meeting:
         who = xxhash.xxh3_64_hexdigest(repr(list(ranks)).encode())
         self._topic = f"snapshotd/{topic}/{who}"
 
-    def come(self, timeout_s: float) -> bool:
-        """Wait for all of them; whether all came in time."""
-        return self._arrive(self._topic, timeout_s)
-
     def all_alike(self, word: bytes, timeout_s: float) -> bool | None:
-        """Whether all came with the same word; None where not all came in time."""
+        """Whether all came with the same word; None where not all came in time.
+
+        That it is None, they all are told: those that come late, too.
+        """
         first = self._store.compare_set(f"{self._topic}/first", "", word.hex()).decode()
         odd = f"{self._topic}/odd"
         if first != word.hex():
@@ -56,14 +56,15 @@ class Meeting:
         return [bytes.fromhex(text.decode()) for text in texts]
 
     def _arrive(self, place: str, timeout_s: float) -> bool:
-        if self._store.add(f"{place}/here", 1) == len(self._ranks):
-            self._store.set(f"{place}/all", "1")
-            return True
-        try:
-            self._store.wait([f"{place}/all"], timedelta(seconds=timeout_s))
-        except RuntimeError:  # not every kind of store has an error of its own for it
-            return False
-        return True
+        over = f"{place}/over"
+        is_last = self._store.add(f"{place}/here", 1) == len(self._ranks)
+        if not is_last:
+            # Not every kind of store has an error of its own for it.
+            with suppress(RuntimeError):
+                self._store.wait([over], timedelta(seconds=timeout_s))
+        # The last one to come, or the first to wait no longer: who says it first, says it for all.
+        ended = self._store.compare_set(over, "", "met" if is_last else "late")
+        return ended.decode() == "met"
 
 
 def can_meet(rank: int, world: int) -> bool:

@@ -77,6 +77,7 @@ class Relayout:
         self._homes = {name: self._home(name) for name in states}
         self._stand_ins = StandIns(manifests, states, self._maker, self.near)
         self.problems = self._stand_ins.problems
+        self._left: set[str] = set()  # plain names of tensors that are left as they are
 
     # -- what must be read before it can be planned
 
@@ -174,6 +175,7 @@ class Relayout:
             index[key] = len(self._maker.manifest.tensors)
             entry = self._maker.add(entry)
             if self._homes[entry.owner] is None or not self._stand_ins.read(entry):
+                self._left.add(entry.fqn)
                 self._maker.from_live(entry, self._live_tensors[key])
         return index
 
@@ -240,7 +242,9 @@ class Relayout:
         ):
             shard, there = homes.get(fqn, (home, -1))
             node = cast("dict[str, Any]", saved[shard][name])["state"].get(there)
-            if node is not None:
+            if node is not None and fqn in self._left:
+                self.problems.append(f"{name}: state of {fqn}: its parameter does not fit")
+            elif node is not None:
                 try:
                     state[number] = self._moved(name, f"{name}.state.{number}", node, parameter)
                 except Unplaceable:

@@ -106,12 +106,13 @@ class WayBack:
     def _take_image(self, reply: pb.Restored, image: memoryview) -> dict[str, object] | None:
         manifest = _opening(image[: reply.manifest_bytes])
         fits = manifest is not None and not self._differences(manifest, image)
-        all_fit = self._meet(reply.decision.id, fits=fits)
+        divided = manifest is not None and is_divided(manifest)
+        all_divided = self._meet(reply.decision.id, divided=divided and fits)
         if manifest is None or not fits:
             return None
-        if not is_divided(manifest):
+        if not divided:
             return self._apply(image, reply.manifest_bytes)
-        if not all_fit:
+        if not all_divided:
             return None
         whole, length, received = assemble(image, manifest, self._deadline.left_s())
         self._taken.received += received
@@ -127,21 +128,24 @@ class WayBack:
         live.job, live.world, live.shard = who.job, who.world_size, who.rank
         return differences(manifest, live)
 
-    def _meet(self, decision: node_pb2.DecisionId, *, fits: bool) -> bool:
-        """Whether all ranks find what they stored fit for them, and can exchange shares of it."""
+    def _meet(self, decision: node_pb2.DecisionId, *, divided: bool) -> bool:
+        """Whether all ranks have shares that fit, and can exchange them.
+
+        One that stored all of its own does not wait for anybody, so nobody may wait for it.
+        """
         who = self._who
         if not can_meet(who.rank, who.world_size):
             return False
         topic = f"restore/{decision.epoch}/{decision.node}"
         meeting = Meeting(topic, range(who.world_size))
-        alike = meeting.all_alike(b"fits" if fits else b"other", self._deadline.left_s())
+        alike = meeting.all_alike(b"shares" if divided else b"none", self._deadline.left_s())
         if alike is None:
             raise ProtectionTimeout(
                 f"not all {who.world_size} ranks came to restore step by step with this one "
                 f"within {self._deadline.timeout_s:.0f} s",
                 "See the log of the others: one of them has failed or does not call restore()",
             )
-        return alike and fits
+        return alike and divided
 
     def _take_other(self, saved_world: int) -> dict[str, object]:
         """From whatever ranks stored, in whatever layout."""

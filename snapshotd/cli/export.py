@@ -68,14 +68,15 @@ def _export(arguments: argparse.Namespace) -> int:
     from snapshotd.cli.shipping import (  # noqa: PLC0415  it draws
         bars,
         check_client,
+        disk_errors,
         trainers_side,
         unfinished,
     )
 
     check_client("export")
-    source: Source = _tier(arguments) if arguments.url else _memory(arguments)
+    source: Source = _memory(arguments) if arguments.url is None else _tier(arguments)
     target = arguments.directory.absolute()
-    with unfinished(target) as half, bars() as progress:
+    with disk_errors(), unfinished(target) as half, bars() as progress:
         images = half / ".images"
         images.mkdir()
         manifests = _bring(source, images, progress)
@@ -121,12 +122,19 @@ def _bring(source: Source, images: Path, progress: Progress) -> list[int]:
 
 
 def _tier(arguments: argparse.Namespace) -> Source:
-    from snapshotd.tier.store import Store  # noqa: PLC0415  see status.py
+    from snapshotd.cli.shipping import tier  # noqa: PLC0415  it draws
 
     if not arguments.job:
         raise CallerError("--from takes --job", "Name the job whose step is to be exported")
-    store = Store(arguments.url, arguments.job)
-    steps = {s.version: s for s in store.look().steps}
+    store = tier(arguments.url, arguments.job)
+    stored = store.look()
+    steps = {s.version: s for s in stored.steps}
+    if not steps:
+        why = "".join(f"; {damage}" for _, damage in stored.damaged)
+        raise DamagedBytes(
+            f"{arguments.url} has no whole step of a job {arguments.job!r}{why}",
+            "Correct --from or --job, or wait until the daemons have written one",
+        )
     version = _chosen(arguments.step, list(steps), arguments.url)
 
     def image(shard: int) -> Image:
@@ -195,9 +203,12 @@ def _held(nodes: list[pb.NodeFacts], job: str) -> dict[Version, dict[int, tuple[
 
 def _chosen(step: str, versions: list[Version], where: str) -> Version:
     """The newest version, or the newest of a step."""
-    if step != "newest" and not step.isdigit():
-        raise CallerError(f"--step {step}", "Name a step by its number, or say newest")
-    found = [v for v in versions if step == "newest" or v.step == int(step)]
+    try:
+        wanted = None if step == "newest" else int(step)
+    except ValueError as error:
+        remedy = "Name a step by its number, or say newest"
+        raise CallerError(f"--step {step[:40]}", remedy) from error
+    found = [v for v in versions if wanted in (None, v.step)]
     if not found:
         there = ", ".join(str(v.step) for v in sorted(versions)) or "none"
         raise DamagedBytes(f"step {step} is not in {where}; there: {there}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import mmap
 import time
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from snapshotd.cli.options import Commands
-from snapshotd.errors import CallerError
+from snapshotd.errors import CallerError, SnapshotdError
 from snapshotd.metadata import Version
 
 if TYPE_CHECKING:
@@ -41,23 +42,35 @@ def register(commands: Commands) -> None:
 
 
 def _import(arguments: argparse.Namespace) -> int:
-    from snapshotd.cli.shipping import bars, check_client, trainers_side  # noqa: PLC0415  it draws
-    from snapshotd.rpc.checks import check_job, check_rank, check_step  # noqa: PLC0415
-    from snapshotd.tier.store import Store  # noqa: PLC0415  see status.py
+    from snapshotd.cli.shipping import (  # noqa: PLC0415  it draws
+        bars,
+        check_client,
+        disk_errors,
+        tier,
+        trainers_side,
+    )
+    from snapshotd.rpc.checks import MAX_WORLD, check_job  # noqa: PLC0415
+    from snapshotd.wire.protocol import MAX_STEP  # noqa: PLC0415
 
     check_client("import")
     check_job(arguments.job)
-    check_step(max(0, arguments.step))
-    check_rank(0, arguments.world)
-    store = Store(arguments.url, arguments.job)
-    steps = store.look().steps
-    if steps:
+    if not 0 <= arguments.step <= MAX_STEP:
+        raise CallerError(f"--step {arguments.step}", f"Give a step of 0 to {MAX_STEP}")
+    if not 1 <= arguments.world <= MAX_WORLD:
+        raise CallerError(f"--world {arguments.world}", f"Give 1 to {MAX_WORLD} ranks")
+    store = tier(arguments.url, arguments.job)
+    stored = store.look()
+    if stored.steps or stored.damaged:
         raise CallerError(
             f"{arguments.url} has steps of a job {arguments.job!r} already",
             "Give the new job another name",
         )
     version = Version(int(time.time()), arguments.step)
-    with TemporaryDirectory(prefix="snapshotd-import-") as scratch, bars() as progress:
+    with (
+        disk_errors(),
+        TemporaryDirectory(prefix="snapshotd-import-") as scratch,
+        bars() as progress,
+    ):
         request = {
             "what": "import",
             "checkpoint": str(arguments.directory.absolute()),
@@ -67,9 +80,14 @@ def _import(arguments: argparse.Namespace) -> int:
             "world": arguments.world,
         }
         done = trainers_side(request, progress, progress.add_task("read", total=None))
-        for shard, (path, manifest_bytes) in enumerate(done["images"]):
-            _write(store, version, arguments.world, shard, Path(path), manifest_bytes, progress)
-        store.publish(version, arguments.world, 0)
+        try:
+            for shard, (path, manifest_bytes) in enumerate(done["images"]):
+                _write(store, version, arguments.world, shard, Path(path), manifest_bytes, progress)
+            store.publish(version, arguments.world, 0)
+        except BaseException:
+            with suppress(SnapshotdError):  # what came before says more
+                store.remove([version])
+            raise
     print(f"job {arguments.job} starts from {version}, in {arguments.url}")
     return 0
 

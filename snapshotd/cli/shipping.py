@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
 import shutil
@@ -10,7 +11,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.progress import (
     BarColumn,
@@ -24,7 +26,14 @@ from rich.progress import (
 
 from snapshotd.errors import CallerError, SnapshotdError
 
+if TYPE_CHECKING:
+    from snapshotd.tier.store import Store
+
 MODULE = "snapshotd_client.export"
+#: Of what the trainer's side says on standard error, the end.
+_TAIL_BYTES: Final = 64 << 10
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_EXPECTED: Final = "Give an absolute directory, or a URL like s3://bucket/path, as in persist.url"
 
 
 def check_client(command: str) -> None:
@@ -36,6 +45,24 @@ def check_client(command: str) -> None:
             f"snapshotd {command} takes torch and the trainer's side, which are not installed here",
             "pip install 'snapshotd[client]', or run it where a trainer runs",
         )
+
+
+def tier(url: str, job: str) -> Store:
+    """The steps of a job where a daemon could have them. Raises CallerError: it could not."""
+    from pydantic import ValidationError  # noqa: PLC0415  see status.py
+
+    from snapshotd.config.model import Persist  # noqa: PLC0415
+    from snapshotd.tier.store import Store  # noqa: PLC0415
+
+    try:
+        Persist(url=url)
+    except ValidationError as error:
+        raise CallerError(
+            f"{url!r} is no persistent tier: {error.errors()[0]['msg']}", _EXPECTED
+        ) from error
+    if not url:
+        raise CallerError("the persistent tier has no URL", _EXPECTED)
+    return Store(url, job)
 
 
 @contextmanager
@@ -67,10 +94,10 @@ def unfinished(target: Path) -> Iterator[Path]:
     try:
         half.mkdir()
     except OSError as error:
-        raise CallerError(
-            f"{half} cannot be made: {error.strerror}",
-            "Remove what an export that was killed has left, or name another directory",
-        ) from error
+        remedy = "Name a directory whose parent is there and may be written to"
+        if isinstance(error, FileExistsError):
+            remedy = "Remove what an export that was killed has left, or name another directory"
+        raise CallerError(f"{half} cannot be made: {error.strerror}", remedy) from error
     try:
         yield half
         half.rename(target)
@@ -78,22 +105,42 @@ def unfinished(target: Path) -> Iterator[Path]:
         shutil.rmtree(half, ignore_errors=True)
 
 
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """What the disk refuses, said as any other error. Raises SnapshotdError."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        remedy = "Make room, or choose another disk" if error.errno in _FULL else ""
+        raise SnapshotdError(f"{place}{error.strerror or error}", remedy) from error
+
+
 def trainers_side(request: dict[str, Any], progress: Progress, task: TaskID) -> dict[str, Any]:
     """Have the trainer's side do it; what it has done. Raises SnapshotdError."""
     command = [sys.executable, "-m", MODULE, json.dumps(request)]
     done: dict[str, Any] | None = None
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-    ) as process:
+    # A file, for nobody reads it before the end: a pipe would fill up.
+    with (
+        TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL
+        ) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
-        for line in process.stdout:
-            answer = json.loads(line)
-            if "progress" in answer:
-                now, total = answer["progress"]
-                progress.update(task, completed=now, total=total)
-            done = answer.get("done", done)
-        said = process.stderr.read().decode(errors="replace").strip().splitlines()
+        try:
+            for line in process.stdout:
+                answer = json.loads(line)
+                if "progress" in answer:
+                    now, total = answer["progress"]
+                    progress.update(task, completed=now, total=total)
+                done = answer.get("done", done)
+            process.wait()
+        except BaseException:
+            process.kill()
+            raise
+        errors.seek(max(0, errors.tell() - _TAIL_BYTES))
+        said = errors.read().decode(errors="replace").strip().splitlines()
     if process.returncode == 0 and done is not None:
         return done
     try:

@@ -117,9 +117,9 @@ def due_in_s(
         return 0.0
     if not schedule.interval_s:
         return None
-    # A clock that was set back must not put it off for longer than that.
-    left_s = schedule.interval_s - (unix_s - begun_s)
-    return min(schedule.interval_s, max(0.0, left_s))
+    if unix_s < begun_s:
+        return 0.0  # the clock was set back, or another node's is ahead: it tells nothing
+    return max(0.0, schedule.interval_s - (unix_s - begun_s))
 
 
 @dataclass(slots=True)

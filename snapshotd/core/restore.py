@@ -37,6 +37,7 @@ from snapshotd.metadata import (
     JobFacts,
     RefusalKind,
     SlotFacts,
+    Stored,
     Tier,
     TrainerFacts,
     Version,
@@ -327,8 +328,9 @@ def _from_tier(
 
 def _in_tier(now: Situation) -> list[Version]:
     """Whole steps of this lineage in the persistent tier; damaged ones, too."""
-    steps = now.tier.stored.steps if now.tier and now.tier.stored else ()
-    return [s.version for s in steps if within_lineage(s.version, now.known)]
+    stored = now.tier.stored if now.tier and now.tier.stored else Stored()
+    versions = [s.version for s in stored.steps] + [version for version, _ in stored.damaged]
+    return [version for version in versions if within_lineage(version, now.known)]
 
 
 def _not_heard(now: Situation) -> tuple[str, ...]:

@@ -43,11 +43,12 @@ class TierView:
         """What was found there, a line each, for a message that nothing can be restored."""
         if self.stored is None:
             return [f"the persistent tier {self.where} could not be looked into: {self.error}"]
-        if not self.stored.steps:
+        damaged = {**dict(self.stored.damaged), **self.bad}
+        if not self.stored.steps and not damaged:
             return [f"the persistent tier {self.where} has no whole step of it"]
         lines = [
             f"the persistent tier {self.where}: {version}: {why}"
-            for version, why in sorted(self.bad.items(), reverse=True)
+            for version, why in sorted(damaged.items(), reverse=True)
         ]
         if self.error:
             lines.append(f"the persistent tier {self.where}: {self.error}")

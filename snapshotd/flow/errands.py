@@ -146,7 +146,8 @@ async def look(url: str, job: str) -> Stored:
 
 def stored_from(done: dict[str, Any]) -> Stored:
     steps = tuple(StoredStep(Version(e, s), w, n, t) for e, s, w, n, t in done["steps"])
-    return Stored(steps, tuple(Version(*v) for v in done["unfinished"]))
+    damaged = tuple((Version(epoch, step), why) for epoch, step, why in done["damaged"])
+    return Stored(steps, tuple(Version(*v) for v in done["unfinished"]), damaged)
 
 
 async def record_of(errand: Errand) -> SealRecord:

@@ -37,7 +37,8 @@ from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
 
-#: Connections that one slot serves at once; further ones are closed at once.
+#: Connections that one slot serves at once; for a further one the longest idle one is closed, or
+#: it is itself.
 MAX_CONNECTIONS: Final = 256
 #: What a stream begins with; anybody may have us make room for it.
 MAX_REQUEST_BYTES: Final = 1 << 16
@@ -50,12 +51,30 @@ ACCEPT_PAUSE_S: Final = 0.5
 class SocketService(BlocksService):
     """Serves one stream after the other on each connection."""
 
+    def __init__(self, *arguments: Any) -> None:
+        """As BlocksService."""
+        super().__init__(*arguments)
+        self._idle: dict[Connection, None] = {}  # between two streams; the longest idle first
+
+    def make_way(self) -> bool:
+        """Close the connection that waits longest for its next stream; whether there was one."""
+        longest = next(iter(self._idle), None)
+        if longest is None:
+            return False
+        del self._idle[longest]
+        longest.abort()
+        return True
+
     async def serve(self, connection: Connection) -> None:
         """Until the other end has gone, or was refused. Raises HungUp, Stalled, NotAFrame."""
         async with asyncio.timeout(self._stall_s):
             await _readable(connection)  # who has nothing to ask is not let wait here for ever
         while await self._answered(connection):
-            await _readable(connection)
+            self._idle[connection] = None
+            try:
+                await _readable(connection)
+            finally:
+                self._idle.pop(connection, None)
 
     async def _answered(self, connection: Connection) -> bool:
         """Serve one stream; returns whether another may follow."""
@@ -244,7 +263,8 @@ class SocketsServer:
                 log.warning("nobody new is let in for blocks: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._tasks) > MAX_CONNECTIONS:
+            # Who has asked a slot once keeps the connection: in a job of many ranks they all do.
+            if len(self._tasks) > MAX_CONNECTIONS and not self._service.make_way():
                 accepted.close()
             else:
                 self._begin(self._serve(accepted))

@@ -84,9 +84,9 @@ class Index:
                 float(tree["unix_s"]),
             )
             shards = tuple(ShardEntry(**entry) for entry in tree["shards"])
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
             raise DamagedBytes(f"{where} is no index of a step: {error!r}") from error
-        if [s.shard for s in shards] != list(range(step.world)):
+        if len(shards) != step.world or [s.shard for s in shards] != list(range(len(shards))):
             raise DamagedBytes(f"{where} does not name each of {step.world} shards once")
         return cls(str(tree["job"]), step, shards)
 

@@ -33,7 +33,11 @@ _TELL_EVERY: Final = 0.5
 def stored_to(stored: Stored) -> dict[str, Any]:
     """As plain data, for a line of JSON."""
     steps = [[s.version.epoch, s.version.step, s.world, s.number, s.unix_s] for s in stored.steps]
-    return {"steps": steps, "unfinished": [[v.epoch, v.step] for v in stored.unfinished]}
+    return {
+        "steps": steps,
+        "unfinished": [[v.epoch, v.step] for v in stored.unfinished],
+        "damaged": [[v.epoch, v.step, why] for v, why in stored.damaged],
+    }
 
 
 class Errand:

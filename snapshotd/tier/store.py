@@ -41,6 +41,10 @@ class TierError(SnapshotdError):
     transient = True
 
 
+class Absent(DamagedBytes):
+    """There is no such step, or there is no longer."""
+
+
 class Throttle:
     """Lets so many bytes a second pass, on average; 0: all."""
 
@@ -99,7 +103,7 @@ class Store:
     # -- looking
 
     def look(self) -> Stored:
-        """Whole steps, and versions that are not whole. Raises TierError."""
+        """Whole steps, damaged ones, and versions that are not whole. Raises TierError."""
         with self._asking("list"):
             names = self._listed(layout.steps_path(self._root))
             found = {v for n in names if n.endswith(".json") and (v := layout.version_of(n))}
@@ -107,14 +111,21 @@ class Store:
                 v for n in self._listed(layout.data_path(self._root)) if (v := layout.version_of(n))
             }
 
-        def step(version: Version) -> StoredStep | None:
-            with suppress(DamagedBytes):  # of a later format, or no index: it is let alone
+        def step(version: Version) -> StoredStep | tuple[Version, str] | None:
+            try:
                 return self.index(version).step
-            return None
+            except Absent:  # retention has deleted it since it was listed
+                return None
+            except DamagedBytes as error:  # or of a later format: it is let alone, and counts
+                return version, error.what
 
         with ThreadPoolExecutor(_AT_ONCE) as pool:
-            steps = tuple(s for s in pool.map(step, sorted(found)) if s is not None)
-        return Stored(steps, tuple(sorted(data - found)))
+            seen = list(pool.map(step, sorted(found)))
+        return Stored(
+            tuple(s for s in seen if isinstance(s, StoredStep)),
+            tuple(sorted(data - found)),
+            tuple(s for s in seen if isinstance(s, tuple)),
+        )
 
     def index(self, version: Version) -> layout.Index:
         """What a whole step consists of. Raises DamagedBytes, TierError."""
@@ -123,7 +134,7 @@ class Store:
             try:
                 text = self._fs.cat_file(path)
             except FileNotFoundError as error:
-                raise DamagedBytes(f"{self.url} has no whole {version} of {self.job!r}") from error
+                raise Absent(f"{self.url} has no whole {version} of {self.job!r}") from error
         index = layout.Index.from_bytes(text, path)
         if (index.job, index.step.version) != (self.job, version):
             raise DamagedBytes(f"{path} is of job {index.job!r} at {index.step.version}")

@@ -8,7 +8,7 @@ import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +192,20 @@ def test_more_connections_than_are_served(monkeypatch: pytest.MonkeyPatch) -> No
             assert await asyncio.to_thread(further.recv, 1) == b""
         await reader.chunk()
         reader.cancel()
+
+    run(act)
+
+
+def test_idle_connections_make_way_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More slots than are served at once have each read something here, and keep a connection."""
+    monkeypatch.setattr(socket_service, "MAX_CONNECTIONS", 2)
+
+    async def act(peer: Peer, client: BlocksClient) -> None:
+        assert await read(client, peer, 0, len(IMAGE)) == IMAGE
+        async with AsyncExitStack() as stack:
+            others = [await stack.enter_async_context(SocketPlane(None).client()) for _ in range(5)]
+            for other in [*others, client, others[0]]:
+                assert await read(other, peer, 0, len(IMAGE)) == IMAGE
 
     run(act)
 

@@ -159,6 +159,25 @@ def test_lightning_on_two_ranks(cluster: Make, tmp_path: Path) -> None:
     killed_under_torchrun(cluster, "lightning_fit.py", f"--out={tmp_path}", die_at=8)
 
 
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param("hf_trainer.py", marks=needs("transformers", "snapshotd[hf]")),
+        pytest.param("accelerate_loop.py", marks=needs("accelerate", "snapshotd[accelerate]")),
+        pytest.param("lightning_fit.py", marks=needs("lightning", "snapshotd[lightning]")),
+    ],
+)
+def test_a_place_in_the_data_is_refused_to_another_number_of_ranks(
+    cluster: Make, tmp_path: Path, script: str
+) -> None:
+    node = cluster(parity=0).start(1)[0]
+    out = [] if script == "accelerate_loop.py" else [f"--out={tmp_path}"]
+    assert end(begin(node, "job", script, *out, die_at=4)).status == -9
+    more = end(begin(node, "job", script, *out, ranks=2))
+    assert more.status != 0, more.text
+    assert "was saved by 1 ranks, and another number trains now" in more.text
+
+
 @needs("torchdata", "torchdata")
 def test_ddp(cluster: Make) -> None:
     killed_under_torchrun(cluster, "ddp.py", die_at=17)

@@ -36,6 +36,8 @@ class Files:
         self.asked = 0
 
     def __call__(self, message: pb.ToDaemon) -> pb.ToTrainer:
+        if message.WhichOneof("body") == "query":
+            return pb.ToTrainer(progress=pb.Progress())
         self.asked += 1
         path = self._scratch.with_suffix(f".{self.asked}")
         if message.WhichOneof("body") == "manifests":
@@ -63,7 +65,16 @@ class Files:
         return pb.ToTrainer(filled=filled)
 
 
-def main(rank: int, world: int, kind: str, store: str, old: str, new: str) -> None:
+class Alone(Accord):
+    """Agrees with nobody."""
+
+    def divides(self, step, shared):
+        return False
+
+
+def main(
+    rank: int, world: int, kind: str, store: str, old: str, new: str, alone: str = "-1"
+) -> None:
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
     who = Identity("job", "job", 0, rank, world, rank, Path())
     model = build(kind, world, 40)
@@ -100,7 +111,8 @@ def main(rank: int, world: int, kind: str, store: str, old: str, new: str) -> No
         for _ in range(2):
             out["losses"].append(train(kind, model, states["opt"], step, world))
             step += 1
-        plan = Planner("job", rank, world, states, told, Accord(who)).plan(step - 1, {"by": rank})
+        accord = Alone(who) if alone == str(rank) else None if alone >= "0" else Accord(who)
+        plan = Planner("job", rank, world, states, told, accord).plan(step - 1, {"by": rank})
         image = bytearray(plan.image_bytes)
         plan.write(memoryview(image))
         (Path(new) / f"{rank}.image").write_bytes(image)
@@ -113,4 +125,4 @@ def main(rank: int, world: int, kind: str, store: str, old: str, new: str) -> No
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:7])
+    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:8])

@@ -16,13 +16,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 RANK = Path(__file__).with_name("client_layout_rank.py")
 
 
-def run(kind, world, folder, old="-"):
-    """All ranks to their end; what each says."""
+def run(kind, world, folder, old="-", alone=-1):
+    """All ranks to their end; what each says. Rank `alone` divides nothing with others."""
     folder.mkdir()
     ranks = [
         subprocess.Popen(
             [sys.executable, "-W", "ignore", RANK, *map(str, (rank, world)), kind,
-             folder / "store", old, folder],
+             folder / "store", old, folder, str(alone)],
             env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         )
@@ -57,6 +57,16 @@ def test_ddp_comes_back_from_shares(ddp):
     whole = received * 4 / 3
     # A share, and beside it manifest, generators and the like.
     assert all(size < whole / 4 + 48_000 for size in sizes), (sizes, whole)
+
+
+def test_a_rank_that_stored_all_of_its_own_does_not_hinder_the_others(tmp_path):
+    """It came late to agree, or found other tensors: nobody can have a share from it."""
+    first = run("ddp", 2, tmp_path / "first", alone=1)
+    sizes = [(tmp_path / "first" / f"{rank}.image").stat().st_size for rank in range(2)]
+    assert sizes[0] < 0.6 * sizes[1]
+    again = run("ddp", 2, tmp_path / "again", tmp_path / "first")
+    assert [o["came back"] for o in again] == [first[0]["left"]] * 2
+    assert [o["restored"]["rng"] for o in again] == ["restored"] * 2
 
 
 MOVES = [("fsdp", 3), ("hsdp", 4), ("tp", 2)]

@@ -389,3 +389,27 @@ def test_other_objects_and_averages_come_along():
             assert states["schedule"].last_epoch == 3
             assert states["scaler"].state_dict() == expected["scaler"].state_dict()
             assert states["swa"].module.weight.tolist() == [[2.5] * 2] * 2
+
+
+def test_state_of_a_parameter_that_does_not_fit_is_left_out_with_it():
+    def made(width, dtype=torch.float32):
+        last = nn.Linear(width, 4, dtype=dtype)
+        model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, width), last)
+        return {"model": model, "opt": torch.optim.AdamW(model.parameters(), lr=0.01)}
+
+    def step(states):
+        for parameter in states["model"].parameters():
+            parameter.grad = torch.ones_like(parameter)
+        states["opt"].step()
+
+    saved = made(4)
+    step(saved)
+    images = {0: image_of(saved, 0, 1)}
+    for now in (made(5), made(1), made(4, torch.float64)):
+        _, _, problems = relaid(images, now, 0, 1, strict=False)
+        assert "opt: state of model.2.weight: its parameter does not fit" in problems
+        first, *_, last = now["model"].parameters()
+        assert torch.equal(first, next(saved["model"].parameters()))
+        assert now["opt"].state[first]["step"] == 1
+        assert (last in now["opt"].state) == (last.dtype == torch.float32)
+        step(now)

@@ -61,6 +61,17 @@ def test_an_empty_tier_is_a_fresh_start() -> None:
     assert not decision.refusal
 
 
+def test_a_step_whose_index_is_damaged_is_no_fresh_start() -> None:
+    damaged = ((NEW, "it is no index"),)
+    refused = decided(slots(), tier=TierView("s3://b", Stored(damaged=damaged)))
+    assert refused.refusal_kind is RefusalKind.LOST
+    assert f"s3://b: {NEW}: it is no index" in refused.refusal
+    assert refused.id.epoch > NEW.epoch
+    assert not decided(slots(allow_fresh=True), tier=TierView("b", Stored(damaged=damaged))).refusal
+    older = TierView("s3://b", Stored((StoredStep(OLD, 2),), damaged=damaged))
+    assert decided(slots(), tier=older).restore == OLD
+
+
 def test_what_the_job_gave_up_is_not_taken_from_there() -> None:
     dropped = JobFacts(JOB, epoch=4, lineage=4)
     assert decided(slots(), tier=SEEN, known=dropped).restore is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,7 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from snapshotd_client.apply import apply
 from snapshotd_client.capture import plan
-from snapshotd_client.errors import StateMismatch, UnsupportedState
+from snapshotd_client.errors import SnapshotdClientError, StateMismatch, UnsupportedState
 from snapshotd_client.export import dcp as to_dcp
 from snapshotd_client.export import flat
 from snapshotd_client.export.incoming import read_checkpoint, write_image
@@ -328,15 +329,27 @@ def test_a_checkpoint_comes_in_and_is_restored_exactly(tmp_path: Path) -> None:
 
 
 def test_checkpoints_that_cannot_be_a_start(tmp_path: Path) -> None:
-    with pytest.raises(StateMismatch, match=r"no \.metadata"):
+    with pytest.raises(UnsupportedState, match=r"no \.metadata"):
+        read_checkpoint(tmp_path)
+    (tmp_path / ".metadata").write_bytes(b"rubbish")
+    with pytest.raises(UnsupportedState, match="cannot be read as a checkpoint"):
         read_checkpoint(tmp_path)
     dcp.save({"step": 3}, checkpoint_id=tmp_path / "a", no_dist=True)
-    with pytest.raises(StateMismatch, match="step: a int"):
+    with pytest.raises(UnsupportedState, match="step: a int"):
         read_checkpoint(tmp_path / "a")
     lost = {"optimizer": {"state": {"w": {"m": torch.ones(1)}}, "param_groups": []}}
     dcp.save(lost, checkpoint_id=tmp_path / "b", no_dist=True)
-    with pytest.raises(StateMismatch, match="state of w, which no group of parameters has"):
+    with pytest.raises(UnsupportedState, match="state of w, which no group of parameters has"):
         read_checkpoint(tmp_path / "b")
+
+
+def test_an_image_for_which_there_is_no_room_is_an_error(tmp_path: Path, monkeypatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SnapshotdClientError, match=r"No space left.* set TMPDIR"):
+        write_image(tmp_path / "image", {"t": torch.ones(9)}, "job", 0, 1, 0)
 
 
 def test_what_goes_out_comes_in_again_for_any_number_of_ranks(tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_a_failing_store_is_asked_again_and_then_it_is_written(
     async def ask(request: dict[str, Any], progress: Any = None) -> dict[str, Any]:
         asked.append(request)
         if request["what"] == "publish":
-            return {"steps": [[1, 5, 1, 0, 9.0]], "unfinished": [], "not_removed": ""}
+            steps = [[1, 5, 1, 0, 9.0]]
+            return {"steps": steps, "unfinished": [], "damaged": [], "not_removed": ""}
         if len(asked) < 3:
             raise TierError("the bucket is full") if len(asked) == 1 else DamagedBytes("it differs")
         progress(2, 2)

@@ -149,7 +149,9 @@ def test_damage_is_named(place: Path, harm: str) -> None:
         list(store.read(V1, store.indexed_seal(V1, 1)))
     assert "shard-00001" in str(error.value) or index.name in str(error.value)
     if harm in ("index", "format"):
-        assert store.look().steps == (), "what cannot be read does not count"
+        stored = store.look()
+        assert stored.steps == (), "what cannot be read does not count"
+        assert [(v, index.name in why) for v, why in stored.damaged] == [(V1, True)]
 
 
 def test_a_directory_that_is_not_there_is_neither_empty_nor_made(tmp_path: Path) -> None:

@@ -167,7 +167,7 @@ def _wait_for_step(run: Run, step: int, rank: int) -> Event:
     now_s = time.time()
     return run.wait(
         lambda e: e.kind is Kind.BEGIN and e.rank == rank and e.step >= step and e.time_s >= now_s,
-        f"step {step} of rank {rank}",
+        f"step {step} of rank {rank} (let --steps be larger if training ended)",
     )
 
 

@@ -6,13 +6,15 @@ Its top-level keys are the names that are given to Snapshotter; under each stand
 
 from __future__ import annotations
 
+import os
 import random
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -22,7 +24,7 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
 from snapshotd_client.about import About
 from snapshotd_client.copying import Load, Piece, Target
-from snapshotd_client.errors import StateMismatch
+from snapshotd_client.errors import SnapshotdClientError, UnsupportedState
 from snapshotd_client.export.counting import counted, is_optimizer, shape_of, unlisted
 from snapshotd_client.layout import lay_out, skeleton_room
 from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory
@@ -30,26 +32,41 @@ from snapshotd_client.owners import TENSOR
 
 Trees = Mapping[str, Any]
 
+_WRITTEN: Final = "Give the directory that torch.distributed.checkpoint.save wrote, whole."
+_KEYS: Final = (
+    "Its top-level keys must be the names given to Snapshotter, and under each what that object's "
+    "state_dict() returns (docs/persist.md)."
+)
+
 
 def read_checkpoint(directory: Path) -> Trees:
-    """What a checkpoint holds, as it was nested. Raises StateMismatch: it is no job's start."""
+    """What a checkpoint holds, as it was nested. Raises UnsupportedState: it is no job's start."""
     if not (directory / ".metadata").is_file():
-        raise StateMismatch(
-            [f"{directory} is no checkpoint of torch.distributed.checkpoint: no .metadata in it"]
+        raise UnsupportedState(
+            f"{directory} is no checkpoint of torch.distributed.checkpoint: no .metadata in it",
+            _WRITTEN,
         )
     found: dict[str, Any] = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of torch, about its own classes
-        _load_state_dict(
-            found,
-            storage_reader=FileSystemReader(directory),
-            planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]  # torch's
-            no_dist=True,
-        )
+        try:
+            _load_state_dict(
+                found,
+                storage_reader=FileSystemReader(directory),
+                planner=_EmptyStateDictLoadPlanner(),  # type: ignore[no-untyped-call]  # torch's
+                no_dist=True,
+            )
+        except (Exception, CheckpointException) as error:  # whatever its bytes make of torch
+            why = " ".join(f"{type(error).__name__}: {error}".split())
+            raise UnsupportedState(
+                f"{directory} cannot be read as a checkpoint of torch.distributed.checkpoint "
+                f"({why[:400]})",
+                _WRITTEN,
+            ) from error
     found.pop("ranks", None)  # of our own export: what differed between ranks
     wrong = [why for name, value in found.items() if (why := _why_not(name, value))]
     if wrong or not found:
-        raise StateMismatch(wrong or [f"{directory} is empty"])
+        raise UnsupportedState("; ".join(wrong) or f"{directory} is empty", _KEYS)
     return found
 
 
@@ -101,8 +118,15 @@ def write_image(path: Path, trees: Trees, job: str, shard: int, world: int, step
     layout = lay_out(manifest)
     manifest.step = step
     opening = manifest.SerializeToString()
-    with path.open("xb") as file:
-        file.truncate(layout.image_bytes)
+    with path.open("xb") as file:  # all of it, or a full disk would end this by SIGBUS
+        try:
+            os.posix_fallocate(file.fileno(), 0, layout.image_bytes)
+        except OSError as error:
+            raise SnapshotdClientError(
+                f"{path.parent} cannot take an image of {layout.image_bytes} bytes: "
+                f"{error.strerror}",
+                "Make room there, or set TMPDIR to a directory that has it.",
+            ) from error
     target = Target(torch.from_file(str(path), True, layout.image_bytes, dtype=torch.uint8))
     target.put_text(0, opening)
     target.put(Load([Piece(*pair) for pair in zip(layout.offsets, extents, strict=True)], ()))

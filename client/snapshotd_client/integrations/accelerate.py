@@ -15,7 +15,7 @@ from accelerate.data_loader import DataLoaderDispatcher
 
 from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
-from snapshotd_client.integrations.draws import Draws
+from snapshotd_client.integrations.draws import Draws, check_ranks
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer, named
 from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
@@ -79,10 +79,15 @@ class AcceleratorSnapshots:
         self.snapshotter = Snapshotter(states, interval_steps=interval_steps, **options)
 
     def restore(self) -> Restored | None:
-        """Bring back the newest step; `epochs` does it where it was not done."""
+        """Bring back the newest step; `epochs` does it where it was not done.
+
+        Raises:
+            UnsupportedState: another number of ranks saved it; and as Snapshotter.restore.
+        """
         self._asked = True
         self.restored = self.snapshotter.restore()
         if self.restored is not None:
+            check_ranks(self.restored)
             self._rng = rng.read(self._devices)
             self._resuming = True
             self._last_step = self.steps

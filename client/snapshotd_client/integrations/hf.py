@@ -20,7 +20,7 @@ from transformers.trainer_callback import ExportableState
 
 from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
-from snapshotd_client.integrations.draws import Draws
+from snapshotd_client.integrations.draws import Draws, check_ranks
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer
 from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
@@ -66,7 +66,8 @@ class SnapshotCallback(TrainerCallback):
         snapshotter: for `status()` and `wait_protected()`, while it trains.
 
     Raises, as training begins:
-        UnsupportedState: a setting of the Trainer makes exact resumption impossible; names it.
+        UnsupportedState: a setting of the Trainer makes exact resumption impossible, or another
+            number of ranks saved the snapshot; names it.
         WrongUse: a checkpoint that is newer than the snapshot; a second training.
     """
 
@@ -97,6 +98,7 @@ class SnapshotCallback(TrainerCallback):
         began_at = state.global_step  # of a checkpoint, if one was given
         self.restored = self.snapshotter.restore()
         if self.restored is not None:
+            check_ranks(self.restored)
             self._enter(began_at, states)
         self._last_step = state.global_step
         # Before the others, so that what they do as a step begins is done after, in both lives.

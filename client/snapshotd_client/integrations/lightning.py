@@ -15,7 +15,7 @@ from lightning.pytorch.loops import _Loop as LightningLoop
 
 from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
-from snapshotd_client.integrations.draws import Draws, DrawsState
+from snapshotd_client.integrations.draws import Draws, DrawsState, check_ranks
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer, named
 from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
@@ -35,7 +35,8 @@ class SnapshotCallback(Callback):
         snapshotter: for `status()` and `wait_protected()`, while it trains.
 
     Raises, as fitting begins:
-        UnsupportedState: a setting of the Trainer makes exact resumption impossible; names it.
+        UnsupportedState: a setting of the Trainer makes exact resumption impossible, or another
+            number of ranks saved the snapshot; names it.
         WrongUse: a checkpoint that is newer than the snapshot; a second fit.
     """
 
@@ -64,6 +65,7 @@ class SnapshotCallback(Callback):
         self.snapshotter = Snapshotter(states, interval_steps=self._interval_steps, **self._options)
         self.restored = self.snapshotter.restore()
         if self.restored is not None:
+            check_ranks(self.restored)
             _put_aside_checkpoint(trainer, self.restored.step)
             self._saved = loop.restored
             self._last_step = self.restored.step
