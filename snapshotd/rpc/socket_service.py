@@ -37,7 +37,8 @@ from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
 
-#: Connections that one slot serves at once; further ones are closed at once.
+#: Connections that one slot serves at once. For a further one, the one that has carried no stream
+#: for longest is closed; where all do, the new one.
 MAX_CONNECTIONS: Final = 256
 #: What a stream begins with; anybody may have us make room for it.
 MAX_REQUEST_BYTES: Final = 1 << 16
@@ -50,12 +51,29 @@ ACCEPT_PAUSE_S: Final = 0.5
 class SocketService(BlocksService):
     """Serves one stream after the other on each connection."""
 
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._resting: dict[Connection, None] = {}  # between two streams, for the longest first
+
     async def serve(self, connection: Connection) -> None:
         """Until the other end has gone, or was refused. Raises HungUp, Stalled, NotAFrame."""
         async with asyncio.timeout(self._stall_s):
             await _readable(connection)  # who has nothing to ask is not let wait here for ever
         while await self._answered(connection):
-            await _readable(connection)
+            self._resting[connection] = None
+            try:
+                await _readable(connection)
+            finally:
+                self._resting.pop(connection, None)
+
+    def dismiss(self) -> bool:
+        """Hang up on whoever has asked nothing for longest; whether there was one."""
+        longest = next((c for c in self._resting if c.is_idle()), None)
+        if longest is None:
+            return False
+        del self._resting[longest]
+        longest.abort()
+        return True
 
     async def _answered(self, connection: Connection) -> bool:
         """Serve one stream; returns whether another may follow."""
@@ -244,7 +262,7 @@ class SocketsServer:
                 log.warning("nobody new is let in for blocks: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            if len(self._tasks) > MAX_CONNECTIONS:
+            if len(self._tasks) > MAX_CONNECTIONS and not self._service.dismiss():
                 accepted.close()
             else:
                 self._begin(self._serve(accepted))

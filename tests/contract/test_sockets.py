@@ -196,6 +196,19 @@ def test_more_connections_than_are_served(monkeypatch: pytest.MonkeyPatch) -> No
     run(act)
 
 
+def test_whose_stream_is_over_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers keep their connections: of a large cluster there are more than one slot serves."""
+    monkeypatch.setattr(socket_service, "MAX_CONNECTIONS", 2)
+
+    async def act(peer: Peer, client: BlocksClient) -> None:
+        plane = SocketPlane(None)
+        async with plane.client() as second, plane.client() as third:
+            for reader in (client, second, third, second, client):
+                assert await read(reader, peer, 0, len(IMAGE)) == IMAGE
+
+    run(act)
+
+
 def test_a_request_of_another_cluster_or_protocol() -> None:
     def ask(peer: Peer, **wrong: object) -> str:
         right: dict[str, Any] = {"protocol": PROTOCOL_VERSION, "cluster_id": "test", "job": "job"}
