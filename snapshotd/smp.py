@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Name of the supervisor's socket for its SMPs, inside the run directory.
+LINKS_SOCKET: Final = "links.sock"
 #: What serves blocks, by plane.
 SERVERS: Final[Mapping[str, type[BlocksServer | SocketsServer]]] = {
     GRPC: BlocksServer,
@@ -165,7 +167,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         identity, cluster_id, home, settings.stall_s, vault.received, vault.sent, bandwidth
     )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
-    link = Link(settings.run_dir / "links.sock")
+    link = Link(settings.run_dir / LINKS_SOCKET)
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
