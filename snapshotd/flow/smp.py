@@ -360,8 +360,9 @@ class Smp:
     async def _stage(self, task: Stage) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
         decision, trainer = task.decision, self.machine.trainer
-        assert trainer is not None
         assert decision.restore is not None
+        if trainer is None or trainer.decision != decision.id:
+            return  # it went away before this began
         reason, damaged, begun_s = "", False, time.monotonic()
         point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):

@@ -243,6 +243,7 @@ class Vault:
 
     def discard(self, segment: Segment, reason: str) -> None:
         """A buffer that was begun and is damaged: nobody gets it again."""
+        self._unentered.discard(segment)
         self._condemn(segment, reason)
 
     # -- letting go
