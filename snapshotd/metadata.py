@@ -1,7 +1,7 @@
 """The nouns of the system as frozen values: versions, places, holdings, decisions, facts.
 
-No behaviour beyond ordering and look-up; `snapshotd.rpc.convert` turns them into messages and
-back. Words as in the glossary of DESIGN.md.
+No behaviour beyond ordering and look-up; `convert` and `facts` of `snapshotd.rpc` turn them into
+messages and back. Words as in the glossary of DESIGN.md.
 """
 
 from __future__ import annotations
