@@ -42,6 +42,7 @@ from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_service import BlocksServer
 from snapshotd.rpc.local import Link
+from snapshotd.rpc.serving import Serving
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.socket_service import SocketsServer
 from snapshotd.rpc.streaming import Bandwidth
@@ -178,7 +179,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         machine, vault, Gatherer(home, vault, client, coding.codec, conduct, smp.reachable)
     )
     server = SERVERS[settings.plane](
-        vault, intake, cluster_id, settings.stall_s, identity, bandwidth
+        Serving(vault, intake, cluster_id, settings.stall_s, identity, bandwidth)
     )
     smp.plane = settings.plane
     smp.address = f"{settings.host}:{await server.start(settings.host)}"
