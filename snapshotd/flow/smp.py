@@ -274,7 +274,7 @@ class Smp:
         except SnapshotdError as error:
             await self._not_granted(grant, str(error))
             return
-        if self.machine.filling != grant.version or self.desk is None:
+        if self.machine.writing.filling != grant.version or self.desk is None:
             self.vault.give_back(segment)  # the trainer went away meanwhile
             return
         self.filling = Filling(segment, grant.version.step, grant.image_bytes, self.start)
@@ -309,7 +309,7 @@ class Smp:
             # The trainer, or who else may write there, cut the file: the step has no snapshot.
             version = segment.version
             self.vault.discard(segment, str(error))
-            if version is not None and self.machine.filling == version:
+            if version is not None and self.machine.writing.filling == version:
                 self.machine.passed(version.step)
             return
         self.vault.watch(segment, trained)
@@ -320,7 +320,7 @@ class Smp:
     async def _not_granted(self, grant: Grant, reason: str) -> None:
         """The trainer trains on; nothing changes where it is gone."""
         log.warning("no buffer for step %d: %s", grant.version.step, reason)
-        if self.machine.filling == grant.version:
+        if self.machine.writing.filling == grant.version:
             self.machine.passed(grant.version.step)
             if self.desk is not None:
                 await self.desk.deliver(Deny(grant.version.step, reason))
