@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.progress import (
@@ -82,18 +83,23 @@ def trainers_side(request: dict[str, Any], progress: Progress, task: TaskID) -> 
     """Have the trainer's side do it; what it has done. Raises SnapshotdError."""
     command = [sys.executable, "-m", MODULE, json.dumps(request)]
     done: dict[str, Any] | None = None
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL
-    ) as process:
+    # Nobody reads a pipe of errors meanwhile, and libraries may say more than it holds.
+    with (
+        TemporaryFile() as errors,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=errors, stdin=subprocess.DEVNULL
+        ) as process,
+    ):
         assert process.stdout is not None
-        assert process.stderr is not None
         for line in process.stdout:
             answer = json.loads(line)
             if "progress" in answer:
                 now, total = answer["progress"]
                 progress.update(task, completed=now, total=total)
             done = answer.get("done", done)
-        said = process.stderr.read().decode(errors="replace").strip().splitlines()
+        process.wait()
+        errors.seek(0)
+        said = errors.read().decode(errors="replace").strip().splitlines()
     if process.returncode == 0 and done is not None:
         return done
     try:
