@@ -251,8 +251,7 @@ class SocketsServer:
         try:
             connection = Connection(accepted, self._stall_s)
         except OSError:
-            accepted.close()  # it was gone at once
-            return
+            return  # it was gone at once
         try:
             if self._identity is not None:
                 shake = partial(connection.secure, self._identity.dialled, server_side=True)

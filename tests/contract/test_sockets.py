@@ -278,6 +278,13 @@ def test_a_frame_that_trickles() -> None:
     ours.close()
 
 
+def test_a_socket_that_is_none_of_ours_is_not_kept_open() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(OSError, match="not supported"):
+        Connection(ours, STALL_S)
+    assert ours.fileno() == -1
+
+
 def pair() -> tuple[socket.socket, socket.socket]:
     with socket.create_server((HOST, 0)) as server:
         ours = socket.create_connection(server.getsockname())
