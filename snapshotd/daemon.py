@@ -45,7 +45,7 @@ from snapshotd.rpc.local import LocalServer
 from snapshotd.rpc.node import NodeServer
 from snapshotd.rpc.tls import Identity, TlsFiles
 from snapshotd.rpc.trainers import MAX_SOCKET_PATH_BYTES, TrainerSocket
-from snapshotd.smp import SmpSettings
+from snapshotd.smp import LINKS_SOCKET, SmpSettings
 from snapshotd.telemetry.logs import configure
 from snapshotd.telemetry.notify import Notifier, watchdog_interval_s
 from snapshotd.wire.address import is_loopback
@@ -75,13 +75,18 @@ def serve(config: Config) -> None:
 
 
 def _check_sockets(run_dir: Path) -> None:
-    """The longest name that will be bound there must fit in a socket's address."""
-    longest = len(os.fsencode(slot_socket_path(run_dir, MAX_SLOTS - 1)))
+    """All names that will be bound there must fit in a socket's address."""
+    paths = (
+        run_dir / FRONT_SOCKET,
+        run_dir / LINKS_SOCKET,
+        slot_socket_path(run_dir, MAX_SLOTS - 1),
+    )
+    longest = max(len(os.fsencode(path)) for path in paths)
     if longest > MAX_SOCKET_PATH_BYTES:
         raise ConfigError(
             f"run_dir {run_dir} makes socket paths of {longest} bytes, the system's limit is "
             f"{MAX_SOCKET_PATH_BYTES}",
-            f"Choose a run_dir that is {longest - MAX_SOCKET_PATH_BYTES} bytes shorter",
+            f"Choose a run_dir that is {longest - MAX_SOCKET_PATH_BYTES} byte(s) shorter",
         )
 
 
@@ -183,7 +188,7 @@ class Node:
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
         parts.push_async_callback(self._supervisor.stop)
         # The links must be there before the first SMP looks for them.
-        links, socket = LocalServer(self._supervisor), config.run_dir / "links.sock"
+        links, socket = LocalServer(self._supervisor), config.run_dir / LINKS_SOCKET
         await links.start(socket)
         point("supervisor.links.open")
         parts.callback(socket.unlink, missing_ok=True)

@@ -42,6 +42,7 @@ from snapshotd.memory.rooms import Rooms
 from snapshotd.metadata import Home
 from snapshotd.rpc.block_service import BlocksServer
 from snapshotd.rpc.local import Link
+from snapshotd.rpc.serving import Serving
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.socket_service import SocketsServer
 from snapshotd.rpc.streaming import Bandwidth
@@ -56,6 +57,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+#: Name of the supervisor's socket for its SMPs, inside the run directory.
+LINKS_SOCKET: Final = "links.sock"
 #: What serves blocks, by plane.
 SERVERS: Final[Mapping[str, type[BlocksServer | SocketsServer]]] = {
     GRPC: BlocksServer,
@@ -165,7 +168,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         identity, cluster_id, home, settings.stall_s, vault.received, vault.sent, bandwidth
     )
     lock = settings.run_dir / trainer_lock_name(settings.slot)
-    link = Link(settings.run_dir / "links.sock")
+    link = Link(settings.run_dir / LINKS_SOCKET)
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
@@ -176,7 +179,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
         machine, vault, Gatherer(home, vault, client, coding.codec, conduct, smp.reachable)
     )
     server = SERVERS[settings.plane](
-        vault, intake, cluster_id, settings.stall_s, identity, bandwidth
+        Serving(vault, intake, cluster_id, settings.stall_s, identity, bandwidth)
     )
     smp.plane = settings.plane
     smp.address = f"{settings.host}:{await server.start(settings.host)}"

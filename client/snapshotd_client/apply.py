@@ -48,6 +48,7 @@ def apply(
     shard: int,
     states: Mapping[str, object],
     on_rng: bool = True,
+    live: Survey | None = None,
 ) -> dict[str, object]:
     """Restore `states` and the random generators from an image.
 
@@ -60,6 +61,7 @@ def apply(
         shard: this logical rank.
         states: as given to Snapshotter.
         on_rng: whether to set the random generators.
+        live: what `survey` says of `states` as they are now, where it was asked already.
 
     Returns:
         The keyword values that travelled with the snapshot.
@@ -70,7 +72,7 @@ def apply(
     """
     check_states(states)
     manifest = _read_manifest(manifest_and_image[:manifest_bytes])
-    live = survey(states)
+    live = live or survey(states)
     live.manifest.job, live.manifest.world, live.manifest.shard = job, world, shard
     if is_imported(manifest):
         _refuse(adopt(manifest, live.manifest, manifest_and_image))

@@ -5,7 +5,6 @@ A file that the daemon has made anew under an old name is another file; it is kn
 
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 from collections.abc import Callable
@@ -17,11 +16,11 @@ from snapshotd_client import cuda
 from snapshotd_client.copying import Load, Target
 from snapshotd_client.errors import SnapshotdClientError
 from snapshotd_client.image import frozen_bytes
+from snapshotd_client.pages import advise, have
+from snapshotd_client.wires import DaemonGone
 
 _Identity = tuple[int, int, int]
 
-#: mmap.MADV_POPULATE_WRITE, which Python does not name. Linux 5.14 and later.
-_MADV_POPULATE_WRITE: Final = 23
 _SLICE_BYTES: Final = 256 << 20
 
 
@@ -44,9 +43,7 @@ class _Mapped:
         for start in range(0, length, _SLICE_BYTES):
             if enough():
                 return
-            # Not mmap.madvise, which holds the interpreter lock.
-            count = min(_SLICE_BYTES, length - start)
-            _madvise(address + start, count, _MADV_POPULATE_WRITE)
+            have(address + start, min(_SLICE_BYTES, length - start))
         if cuda.in_use() and not self._locked:
             self._locked = cuda.lock_pages(address, length)
         self.target.expect(load)
@@ -55,15 +52,6 @@ class _Mapped:
         cuda.unlock_pages(self._locked)
         del self.target  # and its views, which keep the mapping open
         self._mapping.close()
-
-
-def _c_madvise() -> Callable[[int, int, int], int]:
-    function = ctypes.CDLL(None).madvise
-    function.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    return function
-
-
-_madvise: Final = _c_madvise()
 
 
 class Buffers:
@@ -111,15 +99,28 @@ class Buffers:
 class Reading:
     """The bytes [offset, offset + length) of a segment file, until it is closed, or forgotten.
 
+    Args:
+        path: of the file.
+        offset: in it.
+        length: in bytes.
+        private: whether the bytes may be written to, and what is written stays in this process.
+
     Attributes:
-        image: these bytes, read-only.
+        image: these bytes, else read-only.
 
     Raises:
+        DaemonGone: the file is: the daemon that named it died.
         SnapshotdClientError: the file is shorter.
     """
 
-    def __init__(self, path: str, offset: int, length: int) -> None:
-        self._mapping = _map(path, mmap.PROT_READ, os.O_RDONLY)
+    def __init__(self, path: str, offset: int, length: int, *, private: bool = False) -> None:
+        protection, flags = mmap.PROT_READ, mmap.MAP_SHARED
+        if private:
+            protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE
+        try:
+            self._mapping = _map(path, protection, os.O_RDONLY, flags)
+        except OSError as error:
+            raise DaemonGone(f"its segment cannot be mapped: {error}") from error
         if offset + length > len(self._mapping):
             held = len(self._mapping)
             self._mapping.close()
@@ -140,13 +141,13 @@ class Reading:
         self.image.release()
         self._whole.release()
         for start in range(0, length, _SLICE_BYTES):
-            _madvise(self._address + start, min(_SLICE_BYTES, length - start), mmap.MADV_DONTNEED)
+            advise(self._address + start, min(_SLICE_BYTES, length - start), mmap.MADV_DONTNEED)
         self._mapping.close()
 
 
-def _map(path: str, protection: int, flags: int) -> mmap.mmap:
-    descriptor = os.open(path, flags | os.O_CLOEXEC)
+def _map(path: str, protection: int, access: int, flags: int = mmap.MAP_SHARED) -> mmap.mmap:
+    descriptor = os.open(path, access | os.O_CLOEXEC)
     try:
-        return mmap.mmap(descriptor, 0, flags=mmap.MAP_SHARED, prot=protection)
+        return mmap.mmap(descriptor, 0, flags=flags, prot=protection)
     finally:
         os.close(descriptor)

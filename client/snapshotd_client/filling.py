@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -79,15 +77,10 @@ def filled(ask: Ask, ranges: Ranges, image_bytes: int, taken: Taken) -> Iterator
     taken.copied += answer.bytes_copied
     taken.decoded += answer.bytes_decoded
     taken.received += answer.bytes_received
-    end = answer.image_offset + image_bytes
     with _lent(ask):
-        descriptor = os.open(answer.path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            mapping = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
-        finally:
-            os.close(descriptor)
-        with mapping, memoryview(mapping) as whole, whole[answer.image_offset : end] as image:
-            yield image
+        reading = Reading(answer.path, answer.image_offset, image_bytes, private=True)
+        with closing(reading):
+            yield reading.image
 
 
 @contextmanager

@@ -16,13 +16,22 @@ _LEAST_BYTES: Final = 128 << 10
 def touch(address: int, nbytes: int) -> None:
     """Have pages under memory that is about to be filled, all at once: a fault for each is dearer.
 
-    Not large ones: where memory is in pieces, the kernel takes long to bring 2 MiB together. Any
-    thread may call it; the interpreter lock is let go. A kernel that does not know it refuses.
+    Not large ones: where memory is in pieces, the kernel takes long to bring 2 MiB together.
     """
     if nbytes >= _LEAST_BYTES:
         start = address // mmap.PAGESIZE * mmap.PAGESIZE
         end = -(-(address + nbytes) // mmap.PAGESIZE) * mmap.PAGESIZE
-        _madvise(start, end - start, _MADV_POPULATE_WRITE)
+        have(start, end - start)
+
+
+def have(address: int, nbytes: int) -> None:
+    """Have all pages of a part of a mapping in this process's tables, writable."""
+    advise(address, nbytes, _MADV_POPULATE_WRITE)
+
+
+def advise(address: int, nbytes: int, advice: int) -> None:
+    """As mmap.madvise, but without the interpreter lock; a kernel that does not know it refuses."""
+    _madvise(address, nbytes, advice)
 
 
 def _c_madvise() -> Callable[[int, int, int], int]:

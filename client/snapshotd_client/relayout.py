@@ -16,7 +16,7 @@ from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import tree
 from snapshotd_client.adopted import adopt_kinds, is_imported
-from snapshotd_client.capture import survey
+from snapshotd_client.capture import Survey
 from snapshotd_client.differences import in_place, tie_differences
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.identity import Identity
@@ -37,13 +37,16 @@ class Relayout:
         manifests: of all shards that were saved.
         states: as given to Snapshotter.
         who: this trainer.
+        live: what `survey` says of `states` as they are now.
 
     Attributes:
         near: the shard whose per-rank state this rank takes over.
         problems: what does not fit, in sentences.
     """
 
-    def __init__(self, manifests: Manifests, states: Mapping[str, object], who: Identity) -> None:
+    def __init__(
+        self, manifests: Manifests, states: Mapping[str, object], who: Identity, live: Survey
+    ) -> None:
         other = {m.format for m in manifests.values()} - {MANIFEST_FORMAT}
         if other:
             raise StateMismatch(
@@ -52,7 +55,6 @@ class Relayout:
         self._manifests = manifests
         self._states = states
         self.near = who.rank % len(manifests)
-        live = survey(states)
         self._live = live.manifest
         for manifest in manifests.values():
             if is_imported(manifest):

@@ -7,6 +7,7 @@ one made of what all ranks stored in another layout. From there it is the same w
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -19,7 +20,7 @@ from snapshotd_client.adopted import adopt, is_imported
 from snapshotd_client.apply import apply
 from snapshotd_client.assembling import assemble, is_divided
 from snapshotd_client.buffers import Reading
-from snapshotd_client.capture import survey
+from snapshotd_client.capture import Survey, survey
 from snapshotd_client.differences import differences
 from snapshotd_client.errors import ProtectionTimeout, StateMismatch
 from snapshotd_client.filling import Ask, Taken, filled, manifests
@@ -119,8 +120,13 @@ class WayBack:
         with whole, memoryview(whole) as made:
             return self._apply(made, length)
 
+    @cached_property
+    def _live(self) -> Survey:
+        """The state before any of it is changed."""
+        return survey(self._states)
+
     def _differences(self, manifest: segment_pb2.Manifest, image: memoryview) -> list[str]:
-        live = survey(self._states).manifest
+        live = self._live.manifest
         wrong = adopt(manifest, live, image) if is_imported(manifest) else []
         if wrong:
             return wrong
@@ -152,7 +158,7 @@ class WayBack:
         saved = manifests(self._ask)
         if sorted(saved) != list(range(saved_world)):
             raise StateMismatch([f"manifests of ranks {sorted(saved)}, of {saved_world} ranks"])
-        relayout = Relayout(saved, self._states, self._who)
+        relayout = Relayout(saved, self._states, self._who, self._live)
         ranges, places, length = relayout.skeletons()
         with filled(self._ask, ranges, length, self._taken) as texts:
             skeletons = {shard: bytes(texts[at : at + n]) for shard, (at, n) in places.items()}
@@ -183,6 +189,7 @@ class WayBack:
             shard=who.rank,
             states=self._states,
             on_rng=on_rng,
+            live=self._live,
         )
 
 

@@ -51,7 +51,7 @@ def tier(url: str, job: str) -> Store:
     """The steps of a job where a daemon could have them. Raises CallerError: it could not."""
     from pydantic import ValidationError  # noqa: PLC0415  see status.py
 
-    from snapshotd.config.model import Persist  # noqa: PLC0415
+    from snapshotd.config.sections import Persist  # noqa: PLC0415
     from snapshotd.tier.store import Store  # noqa: PLC0415
 
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from snapshotd.core.protection import Slots
-from snapshotd.metadata import Group, JobFacts, TrainerFacts
+from snapshotd.metadata import Home, JobFacts, TrainerFacts
 
 
 def out_of_epoch(trainer: TrainerFacts, job: JobFacts | None) -> str:
@@ -17,9 +17,13 @@ def out_of_epoch(trainer: TrainerFacts, job: JobFacts | None) -> str:
     return ""
 
 
-def stalled(group: Group | None, slots: Slots) -> str:
-    """A member that cannot do its part now, so that no buffer will come free soon."""
-    for member in group.members if group else ():
+def stalled(trainer: TrainerFacts, job: JobFacts | None, home: Home, slots: Slots) -> str:
+    """A member of its group that cannot do its part now, so that no buffer will come free soon."""
+    decision = job.decision if job is not None else None
+    group = decision.group_of(trainer.shard) if decision is not None else None
+    if decision is None or group is None or decision.home_of(trainer.shard) != home:
+        return ""
+    for member in group.members:
         facts = slots.get(member.home)
         if facts is None or not facts.address or facts.trainer is None:
             return f"{member.home} does not take part now"

@@ -13,6 +13,7 @@ from snapshotd.metadata import Home, JobFacts, Orders, Version
 
 #: Attempts, with pauses that grow to seconds, until facts that are on their way have come.
 HOPELESS_TRIES: Final = 6
+HOPELESS: Final = "its shard of it is lost, and cannot be put together any more"
 
 
 def shards_to_rebuild(
@@ -71,14 +72,13 @@ class Hopeless:
         if complete and isinstance(origin, Missing):
             self._failures[task] += 1
 
-    def given_up(self, job: JobFacts, version: Version) -> bool:
-        """Whether the slot takes back that it had sealed `version`; never of the restore point."""
-        if version == job.committed:
-            return False
-        return any(
+    def given_up(self, job: JobFacts, version: Version) -> str:
+        """Why the slot takes back that it had sealed `version`; never of the restore point."""
+        lost = version != job.committed and any(
             count >= HOPELESS_TRIES and (task.job, task.version) == (job.job, version)
             for task, count in self._failures.items()
         )
+        return HOPELESS if lost else ""
 
     def forget(self, job: str, version: Version) -> None:
         """Nobody needs the version any more."""

@@ -8,8 +8,8 @@ costs nothing, and is what a job falls back to when the newest one turns out dam
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from snapshotd.core.protection import Slots, aborted, demanded, lacking, parity_homes
@@ -94,6 +94,23 @@ class Retention:
             return reason
         why = self._elsewhere(held) if isinstance(held, DataHolding) else self._unused(held)
         return why if why and self._settled else ""
+
+    def sparing(self, mine: Iterable[DataHolding | ParityHolding], buffers: int) -> Retention:
+        """The same, but superseded versions stay for whose buffers there is no use yet.
+
+        None that another number of ranks saved than the restore point: part of it would go all
+        the same, as nobody of these ranks is to keep it.
+
+        Args:
+            mine: what the slot holds of the job.
+            buffers: how many versions it may hold.
+        """
+        worlds = {held.version: held.world for held in mine}
+        old = sorted(v for v in worlds if self.superseded(v))
+        held = {v for v, w in worlds.items() if w in (0, self.job.saved_world) or v not in old}
+        old = [v for v in old if v in held]
+        room = buffers - (len(held) - len(old))
+        return replace(self, spared=old[-room:] if room > 0 else ())
 
     def superseded(self, version: Version) -> str:
         """What has taken the place of a version, as far as this slot sees; empty for nothing."""

@@ -7,7 +7,7 @@ seal ended, orders came) and carries out what `instructions` returns, each exact
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final
 
 from snapshotd.core.claims import out_of_epoch, stalled
@@ -23,18 +23,19 @@ from snapshotd.core.instructions import (
     Rebuild,
     Stage,
 )
+from snapshotd.core.newcomers import check_newcomer
 from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, demanded, kept, lacking
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import Retention
 from snapshotd.core.vows import Vows
+from snapshotd.core.writing import Claim, Writing
 from snapshotd.errors import RequestError
 from snapshotd.metadata import (
     DataHolding,
     Decision,
     DecisionId,
-    Group,
     Home,
     JobFacts,
     Orders,
@@ -46,16 +47,8 @@ from snapshotd.metadata import (
 from snapshotd.wire.protocol import ErrorCode
 
 _NO_COUNTERS: Final = SlotCounters()
-HOPELESS: Final = "its shard of it is lost, and cannot be put together any more"
 #: One committed, one in progress.
 MIN_GENERATIONS: Final = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _Claim:
-    step: int
-    image_bytes: int
-    until_s: float
 
 
 class SlotMachine:
@@ -69,11 +62,8 @@ class SlotMachine:
         self.trainer: TrainerFacts | None = None
         self._holdings = Holdings()
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
-        self._claim: _Claim | None = None
-        self._filling: Version | None = None  # granted to the trainer, or being sealed
-        self._lends = False  # memory, for which there was no room
+        self.writing = Writing()
         self._goal: Version | None = None  # of the restore that the trainer waits for
-        self._passed = 0  # every due step below it was sealed or given up, but for _filling
         self._coding: Pace[Encode] = Pace()
         self._rebuilding: Pace[Rebuild] = Pace()
         self._hopeless = Hopeless()
@@ -115,31 +105,16 @@ class SlotMachine:
         Raises:
             RequestError: its shard is taken, or it belongs to an epoch that is over.
         """
-        job = self.orders.job(trainer.job)
-        if trainer.decision and job and job.lineage > trainer.decision.epoch:
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER,
-                f"this trainer was restored in epoch {trainer.decision.epoch} of job "
-                f"{trainer.job!r}, which is at epoch {job.lineage} now",
-                "It is left over from an earlier run: end it",
-            )
-        for home, facts in self._slots().items():
-            other = facts.trainer
-            if other is None or home == self.home or other.job != trainer.job:
-                continue
-            if other.waiting and other.shard == trainer.shard and other.start == trainer.start:
-                raise RequestError(
-                    ErrorCode.DUPLICATE_RANK,
-                    f"rank {trainer.shard} of job {trainer.job!r} is already waiting on {home}",
-                    "Give each trainer its own RANK",
-                )
-        self._forget_trainer()
-        self._passed = trainer.passed_step
+        check_newcomer(trainer, self.orders.job(trainer.job), self.home, self._slots())
+        self.detach()
+        self.writing = Writing(trainer.passed_step)
         self.trainer = replace(trainer, staged=trainer.decision is not None)
 
     def detach(self) -> None:
         """The trainer is gone; what it has sealed stays."""
-        self._forget_trainer()
+        self.trainer = None
+        self._goal = None
+        self.writing = Writing()
 
     def ask_restore(self, *, allow_fresh: bool, reshard: bool = False) -> None:
         """The trainer waits for the job-wide answer; asking again while it waits changes nothing.
@@ -169,33 +144,22 @@ class SlotMachine:
             RequestError: before restore(), or for a step that is not newer than the last.
         """
         self._restored()
-        self._check_forward(step)
-        if self._claim is not None:
-            raise RequestError(ErrorCode.OUT_OF_ORDER, f"step {self._claim.step} is still claimed")
-        self._claim = _Claim(step, image_bytes, until_s)
-        self._passed = step
-        self._lends = False
+        self.writing.want(Claim(step, image_bytes, until_s))
 
     def lends(self) -> None:
         """The trainer is to be lent memory, and there is none: as if it claimed a buffer."""
-        self._lends = True
+        self.writing.lends = True
 
     def passed(self, step: int, *, due: bool = True) -> None:
         """The trainer goes on without a snapshot of `step`."""
         trainer = self._restored()
-        if self._claim is not None and self._claim.step == step:
-            self._claim = None
-        if self._filling is not None and self._filling.step == step:
-            self._filling = None
-        self._passed = max(self._passed, step + 1)
+        self.writing.give_up(step)
         self.trainer = replace(trainer, skipped=trainer.skipped + int(due))
 
     def sealed(self, holding: DataHolding) -> None:
         """A generation is complete and checksummed."""
         self.keep(holding)
-        if self._filling == holding.version:
-            self._filling = None
-            self._passed = max(self._passed, holding.version.step + 1)
+        self.writing.sealed(holding.version)
 
     # -- events: memory
 
@@ -264,8 +228,8 @@ class SlotMachine:
     def next_wake_s(self) -> float | None:
         """When `instructions` may have something new without any event; never a time gone by."""
         times = [*self._coding.wakes_s(), *self._rebuilding.wakes_s()]
-        if self._claim is not None:
-            times.append(self._claim.until_s)
+        if self.writing.claim is not None:
+            times.append(self.writing.claim.until_s)
         return min(times, default=None)
 
     def instructions(self, now_s: float) -> list[Instruction]:
@@ -302,7 +266,7 @@ class SlotMachine:
                 return self._adopt(trainer, stated)
         decision = job.decision
         if decision and trainer.waiting and trainer.staged and trainer.decision == decision.id:
-            self._passed = decision.restore.step + 1 if decision.restore else 0
+            self.writing.begin_at(decision.restore.step + 1 if decision.restore else 0)
             self.trainer = replace(trainer, waiting=False)
             return [Answer(decision)]
         return []
@@ -323,14 +287,15 @@ class SlotMachine:
         slots = self._slots()
         found: list[Instruction] = []
         for job in self.orders.jobs:
-            keepers = self.orders.keepers(job)
-            judge = Retention(job, keepers, self.home, slots, pressed=job.job in self.short)
-            retention = replace(judge, spared=self._spared(job, judge))
-            for held in self._holdings.of(job.job):
+            keepers, pressed = self.orders.keepers(job), job.job in self.short
+            mine = self._holdings.of(job.job)
+            buffers = 0 if pressed else self._generations - self._wants_buffer(job)
+            retention = Retention(job, keepers, self.home, slots, pressed=pressed)
+            retention = retention.sparing(mine, buffers)
+            for held in mine:
                 if self._brought_back(held):
                     continue
-                lost = self._hopeless.given_up(job, held.version)
-                reason = HOPELESS if lost else retention.may_free(held)
+                reason = self._hopeless.given_up(job, held.version) or retention.may_free(held)
                 if reason:
                     found.append(self._free(held, job, reason))
         return found
@@ -341,31 +306,14 @@ class SlotMachine:
         waits = trainer is not None and trainer.waiting and trainer.job == held.job
         return waits and held.version == self._goal
 
-    def _spared(self, job: JobFacts, judge: Retention) -> list[Version]:
-        """Superseded versions that may stay: those for which no buffer is wanted yet.
-
-        None that another number of ranks saved than the restore point: part of it would go all
-        the same, as nobody of these ranks is to keep it.
-        """
-        worlds = {h.version: h.world for h in self._holdings.of(job.job)}
-        old = sorted(v for v in worlds if judge.superseded(v))
-        held = {v for v, w in worlds.items() if w in (0, job.saved_world) or v not in old}
-        old = [v for v in old if v in held]
-        needed = len(held) - len(old) + self._wants_buffer(job)
-        room = 0 if job.job in self.short else self._generations - needed
-        return old[-room:] if room > 0 else []
-
     def _wants_buffer(self, job: JobFacts) -> bool:
         """Whether the job's trainer here writes a generation, or will be granted one."""
         trainer = self.trainer
         if trainer is None or trainer.job != job.job:
             return False
-        claims = self._claim is not None and not out_of_epoch(trainer, job)
-        return claims or self._filling is not None or self._lends
-
-    def _buffers(self, job: str) -> int:
-        """Generations that this slot may hold: while memory is short, no more than it must."""
-        return MIN_GENERATIONS if job in self.short else self._generations
+        writing = self.writing
+        claims = writing.claim is not None and not out_of_epoch(trainer, job)
+        return claims or writing.filling is not None or writing.lends
 
     def _free(self, holding: Holding, job: JobFacts, reason: str) -> Free:
         newer = job.committed is None or holding.version > job.committed
@@ -378,44 +326,29 @@ class SlotMachine:
         return Free(holding, reason)
 
     def _judge_claim(self, now_s: float) -> list[Instruction]:
-        claim, trainer = self._claim, self.trainer
+        claim, trainer = self.writing.claim, self.trainer
         if claim is None or trainer is None:
             return []
         job = self.orders.job(trainer.job)
         reason = out_of_epoch(trainer, job)
-        if (
-            not reason
-            and self._filling is None
-            and self._generations_of(trainer, job) < self._buffers(trainer.job)
-        ):
+        more = job.committed if job and job.handed_on else None  # what other ranks saved
+        held = self._holdings.generations(trainer.job, trainer.shard, more)
+        room = MIN_GENERATIONS if trainer.job in self.short else self._generations
+        if not reason and self.writing.filling is None and held < room:
             assert job is not None, "out_of_epoch said so"
-            self._claim = None
-            self._filling = Version(job.lineage, claim.step)
-            return [_grant(trainer, self._filling, claim)]
-        reason = reason or stalled(self._group(job), self._slots())
+            version = Version(job.lineage, claim.step)
+            self.writing.grant(version)
+            size, until_s = claim.image_bytes, claim.until_s
+            return [Grant(trainer.job, trainer.shard, version, size, until_s)]
+        reason = reason or stalled(trainer, job, self.home, self._slots())
         if not reason and now_s >= claim.until_s:
-            reason = "no buffer came free in time" + self._waits_for(job)
+            missing = self.why_not_protected(job) if job else []
+            waits_for = "".join(f"; {home} {why}" for home, why in missing[:3])
+            reason = f"no buffer came free in time{waits_for}"
         if not reason:
             return []
         self.passed(claim.step)
         return [Deny(claim.step, reason)]
-
-    def _generations_of(self, trainer: TrainerFacts, job: JobFacts | None) -> int:
-        """How many there are of the trainer's state; what other ranks saved takes memory, too."""
-        more = job.committed if job and job.handed_on else None
-        return self._holdings.generations(trainer.job, trainer.shard, more)
-
-    def _waits_for(self, job: JobFacts | None) -> str:
-        missing = self.why_not_protected(job) if job else []
-        return "".join(f"; {home} {why}" for home, why in missing[:3])
-
-    def _group(self, job: JobFacts | None) -> Group | None:
-        if job is None or job.decision is None or self.trainer is None:
-            return None
-        group = job.decision.group_of(self.trainer.shard)
-        if group is None or job.decision.home_of(self.trainer.shard) != self.home:
-            return None
-        return group
 
     def _rebuilds(self) -> list[Rebuild]:
         slots = self._slots()
@@ -433,17 +366,11 @@ class SlotMachine:
 
     # -- small parts
 
-    @property
-    def filling(self) -> Version | None:
-        """What the trainer writes now, or what is being sealed."""
-        return self._filling
-
     def _trainer_facts(self) -> TrainerFacts | None:
         if self.trainer is None:
             return None
-        passed = self._filling.step if self._filling else self._passed
-        if self.trainer.passed_step != passed:
-            self.trainer = replace(self.trainer, passed_step=passed)
+        if self.trainer.passed_step != self.writing.passed:
+            self.trainer = replace(self.trainer, passed_step=self.writing.passed)
         return self.trainer
 
     def _slots(self) -> Slots:
@@ -469,23 +396,3 @@ class SlotMachine:
                 "Call restore() once, before the first step",
             )
         return trainer
-
-    def _check_forward(self, step: int) -> None:
-        newest = max(self._passed, self._filling.step + 1 if self._filling else 0)
-        if step < newest:
-            raise RequestError(
-                ErrorCode.STEP_BACKWARDS,
-                f"step {step} comes after step {newest - 1}",
-                "Give step() each step once, in growing order",
-            )
-
-    def _forget_trainer(self) -> None:
-        self.trainer = None
-        self._goal = None
-        self._claim = None
-        self._filling = None
-        self._lends = False
-
-
-def _grant(trainer: TrainerFacts, version: Version, claim: _Claim) -> Grant:
-    return Grant(trainer.job, trainer.shard, version, claim.image_bytes, claim.until_s)

@@ -41,18 +41,26 @@ class Children:
         pause_s = FIRST_PAUSE_S
         while True:
             began_s = time.monotonic()
+            became = await self._lived(slot)
+            if time.monotonic() - began_s > STEADY_S:
+                pause_s = FIRST_PAUSE_S
+            log.error("the SMP of slot %d %s; again in %.1f s", slot, became, pause_s)
+            await asyncio.sleep(pause_s)
+            pause_s = min(LAST_PAUSE_S, pause_s * 2)
+
+    async def _lived(self, slot: int) -> str:
+        """Start an SMP and wait for its end; what became of it, in words."""
+        try:
             process = await asyncio.create_subprocess_exec(
                 sys.executable, *self._arguments(slot), stdin=asyncio.subprocess.DEVNULL
             )
-            self._processes[slot] = process
-            point("supervisor.child.started")
-            code = await process.wait()
-            point("supervisor.child.ended")
-            if time.monotonic() - began_s > STEADY_S:
-                pause_s = FIRST_PAUSE_S
-            log.error("the SMP of slot %d ended with %d; again in %.1f s", slot, code, pause_s)
-            await asyncio.sleep(pause_s)
-            pause_s = min(LAST_PAUSE_S, pause_s * 2)
+        except OSError as error:  # the node is out of descriptors, processes or memory
+            return f"could not be started: {error.strerror}"
+        self._processes[slot] = process
+        point("supervisor.child.started")
+        code = await process.wait()
+        point("supervisor.child.ended")
+        return f"ended with {code}"
 
     async def stop(self) -> None:
         """End all SMPs: asked first, killed after a grace."""

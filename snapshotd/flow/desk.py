@@ -118,7 +118,7 @@ class TrainerDesk:
             self._preflight(message.attach.predicted_image_bytes)
         self._smp.give_back_filling()
         self._machine.attach(facts)
-        self._smp.check_room(facts.job, message.attach.predicted_image_bytes)
+        self._smp.shortage.check(facts.job, message.attach.predicted_image_bytes)
         self._stand_back(cpus)
         self._smp.start(self._smp.readiness.make(facts.job, message.attach.predicted_image_bytes))
         point("smp.attach.taken")

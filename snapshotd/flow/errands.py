@@ -104,16 +104,26 @@ async def _tail(stream: asyncio.StreamReader) -> bytes:
 
 @asynccontextmanager
 async def running(request: Request) -> AsyncIterator[Errand]:
-    """The program with its request; ended in the end, however far it came."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "snapshotd.tier.program",
-        stdin=asyncio.subprocess.PIPE,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        limit=_LINE_BYTES,
-    )
+    """The program with its request; ended in the end, however far it came.
+
+    Raises:
+        TierError: it cannot be started, or takes nothing.
+    """
+    try:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "snapshotd.tier.program",
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            limit=_LINE_BYTES,
+        )
+    except OSError as error:
+        raise TierError(
+            f"the program that speaks to {request['url']} cannot be started: {error.strerror}",
+            "See that the node has descriptors, processes and memory left for it",
+        ) from error
     errand = Errand(process, request["url"])
     try:
         assert process.stdin is not None

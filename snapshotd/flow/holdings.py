@@ -6,9 +6,9 @@ from snapshotd.core.stripes import parity_bytes
 from snapshotd.errors import DamagedBytes, RequestError
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, Version
-from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.checks import check_job, check_seal
 from snapshotd.rpc.convert import place_from, version_from
+from snapshotd.rpc.serving import Record, What
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 #: Job, version, and shard or place: what names the bytes of a segment.

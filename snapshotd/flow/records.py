@@ -23,7 +23,7 @@ from snapshotd.core.commit import merge
 from snapshotd.errors import RequestError, SnapshotdError
 from snapshotd.metadata import DecisionId, JobFacts
 from snapshotd.rpc.checks import malformed
-from snapshotd.rpc.convert import job_from, job_to
+from snapshotd.rpc.facts import job_from, job_to
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb

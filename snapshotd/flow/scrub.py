@@ -12,7 +12,7 @@ from typing import Final
 from snapshotd.errors import DamagedBytes, RequestError
 from snapshotd.flow.vault import Vault
 from snapshotd.metadata import Version
-from snapshotd.rpc.block_service import What
+from snapshotd.rpc.serving import What
 
 log = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import DamagedBytes, NoRoom, PeerError, SnapshotdError
+from snapshotd.errors import DamagedBytes, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.filling import Filling
@@ -38,6 +38,7 @@ from snapshotd.flow.foresight import Foresight
 from snapshotd.flow.lending import Lending
 from snapshotd.flow.persist import Persister
 from snapshotd.flow.readiness import Readiness
+from snapshotd.flow.shortage import Shortage
 from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.locks import trainer_holding
@@ -54,8 +55,6 @@ log = logging.getLogger(__name__)
 
 STAGE_ATTEMPTS = 4
 STAGE_PAUSE_S = 0.25
-#: Memory that others take and give back announces itself to nobody.
-ROOM_CHECK_S = 3.0
 
 
 class Smp:
@@ -77,12 +76,11 @@ class Smp:
         self._transfers = transfers
         self._link = link
         self._trainer_lock = trainer_lock
-        self._rooms = rooms
+        self.shortage = Shortage(machine, rooms, self.start)
         self.readiness = Readiness(vault, rooms, more=1 if persister else 0)
         self.foresight = Foresight(vault, machine)
         self._conduct = conduct
         self._persister = persister
-        self._waits_for_room = False
         self._wake = asyncio.Event()
         self._rebuilding = ChangeLog(log)
         self._tasks: set[asyncio.Task[None]] = set()
@@ -154,7 +152,7 @@ class Smp:
                 self._carry_out(instruction)
             for job in {i.holding.job for i in instructions if isinstance(i, Free)}:
                 self.start(self.vault.tidy(job))
-            self._watch_room()
+            self.shortage.watch()
             if self._persister is not None:
                 self._persister.pursue(self.start)
             self._publish()
@@ -224,43 +222,11 @@ class Smp:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def check_room(self, job: str, image_bytes: int) -> None:
-        """A job begins that fits on the node, but perhaps not beside what else is there now."""
-        try:
-            self._rooms.check_all(image_bytes)
-        except NoRoom as error:
-            log.warning("job %s begins with less protection: %s", job, error)
-            self.machine.no_room(job, image_bytes)
-
     def _note_shortage(self, job: str, image_bytes: int) -> None:
-        """Something did not fit. What never could is no shortage, and to be refused alone."""
-        with contextlib.suppress(NoRoom):
-            if not self.machine.stands_in(job):
-                self._rooms.check_ever(image_bytes)
-            self.machine.no_room(job, image_bytes)
+        self.shortage.note(job, image_bytes)
         self.wake()
 
-    def _watch_room(self) -> None:
-        if self.machine.short and not self._waits_for_room:
-            self._waits_for_room = True
-            self.start(self._await_room())
-
     # -- tasks
-
-    async def _await_room(self) -> None:
-        """While memory is short, look now and then whether there is room for everything again."""
-        log.warning("memory is short for job(s) %s", ", ".join(sorted(self.machine.short)))
-        while self.machine.short:
-            await asyncio.sleep(ROOM_CHECK_S)
-            for job, image_bytes in list(self.machine.short.items()):
-                if self.machine.orders.job(job) is None:
-                    self.machine.room(job)
-                    continue
-                with contextlib.suppress(NoRoom):
-                    self._rooms.check_all(image_bytes)
-                    self.machine.room(job)
-                    log.info("there is room again for all of job %s", job)
-        self._waits_for_room = False
 
     async def _grant(self, grant: Grant) -> None:
         try:
@@ -274,7 +240,7 @@ class Smp:
         except SnapshotdError as error:
             await self._not_granted(grant, str(error))
             return
-        if self.machine.filling != grant.version or self.desk is None:
+        if self.machine.writing.filling != grant.version or self.desk is None:
             self.vault.give_back(segment)  # the trainer went away meanwhile
             return
         self.filling = Filling(segment, grant.version.step, grant.image_bytes, self.start)
@@ -309,7 +275,7 @@ class Smp:
             # The trainer, or who else may write there, cut the file: the step has no snapshot.
             version = segment.version
             self.vault.discard(segment, str(error))
-            if version is not None and self.machine.filling == version:
+            if version is not None and self.machine.writing.filling == version:
                 self.machine.passed(version.step)
             return
         self.vault.watch(segment, trained)
@@ -320,7 +286,7 @@ class Smp:
     async def _not_granted(self, grant: Grant, reason: str) -> None:
         """The trainer trains on; nothing changes where it is gone."""
         log.warning("no buffer for step %d: %s", grant.version.step, reason)
-        if self.machine.filling == grant.version:
+        if self.machine.writing.filling == grant.version:
             self.machine.passed(grant.version.step)
             if self.desk is not None:
                 await self.desk.deliver(Deny(grant.version.step, reason))
@@ -360,8 +326,9 @@ class Smp:
     async def _stage(self, task: Stage) -> None:
         """Bring the shard here; what is wrong now may heal, so try some times before giving up."""
         decision, trainer = task.decision, self.machine.trainer
-        assert trainer is not None
         assert decision.restore is not None
+        if trainer is None or trainer.decision != decision.id:
+            return  # it went away before this began
         reason, damaged, begun_s = "", False, time.monotonic()
         point("smp.stage.begun")
         for attempt in range(STAGE_ATTEMPTS):

@@ -12,7 +12,8 @@ from snapshotd.core.margin import further_losses
 from snapshotd.core.protection import Slots, data_at, lacking
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, Origin
 from snapshotd.metadata import DataHolding, Group, Home, JobFacts, SlotFacts, Version
-from snapshotd.rpc.convert import job_to, slot_to, version_to
+from snapshotd.rpc.convert import version_to
+from snapshotd.rpc.facts import job_to, slot_to
 from snapshotd.wire.v1 import node_pb2 as pb
 
 #: Named in one sentence; a large job has more groups than anybody reads.

@@ -23,9 +23,9 @@ from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, Group, Home, ParityPlace, SlotFacts, Version
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
-from snapshotd.rpc.block_service import Record, What
 from snapshotd.rpc.channels import Peer
 from snapshotd.rpc.convert import place_to
+from snapshotd.rpc.serving import Record, What
 from snapshotd.rpc.streaming import streamed
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES

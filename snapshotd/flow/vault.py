@@ -23,7 +23,7 @@ from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
 from snapshotd.memory.states import Kind
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
-from snapshotd.rpc.block_service import What
+from snapshotd.rpc.serving import What
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -243,6 +243,7 @@ class Vault:
 
     def discard(self, segment: Segment, reason: str) -> None:
         """A buffer that was begun and is damaged: nobody gets it again."""
+        self._unentered.discard(segment)
         self._condemn(segment, reason)
 
     # -- letting go

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -216,7 +216,7 @@ class Segment:
             ValueError: not WRITING, not a data segment, or lengths that do not fit.
         """
         self._check_kind(Kind.DATA)
-        self._check_change(State.SEALED)
+        check_change(self.name, self.state, State.SEALED)
         if not 0 <= manifest_bytes <= image_bytes:
             raise ValueError(
                 f"segment {self.name}: manifest of {manifest_bytes} bytes in an image of "
@@ -243,7 +243,7 @@ class Segment:
             ValueError: not WRITING, not a parity segment, or a record that does not fit.
         """
         self._check_kind(Kind.PARITY)
-        self._check_change(State.SEALED)
+        check_change(self.name, self.state, State.SEALED)
         self.image(image_bytes).release()  # it fits, and nobody has cut the file
         record = parity_record(self._header, digests, group, image_bytes)
         point("smp.parity.digested")
@@ -273,17 +273,12 @@ class Segment:
         """
         if self.state is not State.SEALED:
             raise ValueError(f"segment {self.name} is {self.state.name}; nothing to verify")
-        try:
+        with self._named():
             if decode_header(os.pread(self._descriptor, HEADER_BYTES, 0)) != self._header:
-                raise DamagedBytes(f"{self._path}: its header was changed by somebody else")
-        except SegmentFormatError as error:
-            raise DamagedBytes(f"{self._path}: {error}") from error
+                raise DamagedBytes("its header was changed by somebody else")
         record = self._read_record()
-        with self.image(self._header.image_bytes) as image:
-            try:
-                check_image(record, image)
-            except DamagedBytes as error:
-                raise DamagedBytes(f"{self._path}: {error.what}") from error
+        with self.image(self._header.image_bytes) as image, self._named():
+            check_image(record, image)
 
     def free(self) -> None:
         """WRITING or SEALED to FREE: what it held is forgotten, its memory is kept.
@@ -368,7 +363,7 @@ class Segment:
 
     def _replace_header(self, state: State, header: SegmentHeader) -> None:
         """The one place where a segment changes its state."""
-        self._check_change(state)
+        check_change(self.name, self.state, state)
         header.state = state.value
         written = os.pwrite(self._descriptor, encode_header(header), 0)
         if written != HEADER_BYTES:
@@ -387,15 +382,18 @@ class Segment:
     def _read_record(self) -> SealRecord | ParityRecord:
         self._check_length()
         start = IMAGE_OFFSET + self.image_capacity
-        try:
+        with self._named():
             return parse_record(
                 self._header, self._mapping[start : start + self._header.record_bytes]
             )
-        except DamagedBytes as error:
-            raise DamagedBytes(f"{self._path}: {error.what}") from error
 
-    def _check_change(self, wanted: State) -> None:
-        check_change(self.name, self.state, wanted)
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Damage that is found within is told with the file's name."""
+        try:
+            yield
+        except (SegmentFormatError, DamagedBytes) as error:
+            raise DamagedBytes(f"{self._path}: {error}") from error
 
     def _check_kind(self, wanted: Kind) -> None:
         if self.kind is not wanted:

@@ -19,12 +19,12 @@ from snapshotd.core.stripes import parity_bytes
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, RequestError
 from snapshotd.metadata import Home, ParityPlace, Version
-from snapshotd.rpc.block_service import BLOCKS_SERVICE, Record, What
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.checks import check_seal
 from snapshotd.rpc.convert import home_to, place_from, place_to, version_to
-from snapshotd.rpc.framing import pack_request, parse_reply
+from snapshotd.rpc.framing import BLOCKS_SERVICE, pack_request, parse_reply
 from snapshotd.rpc.ranges import RangesReader, Spans, ranges_request
+from snapshotd.rpc.serving import Record, What
 from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -312,9 +312,9 @@ class BlockWriter:
         channels: Channels,
         stall_s: float,
         sent: Callable[[int], None],
-        bandwidth: Bandwidth | None = None,
+        bandwidth: Bandwidth,
     ) -> None:
-        self._bandwidth = bandwidth or Bandwidth()
+        self._bandwidth = bandwidth
         self._loop = asyncio.get_running_loop()
         self._call = call
         self._opening: pb.StoreOpening | None = opening

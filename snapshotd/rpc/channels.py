@@ -1,7 +1,8 @@
-"""gRPC channels and servers: their options, and how a failed call becomes a PeerError."""
+"""gRPC channels and servers: their options, and how errors become statuses and back."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, NamedTuple
@@ -9,9 +10,19 @@ from typing import Final, NamedTuple
 import grpc
 import grpc.aio
 
-from snapshotd.errors import PeerError
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import (
+    DamagedBytes,
+    Misbehaved,
+    NoRoom,
+    PeerError,
+    RequestError,
+    SnapshotdError,
+)
 from snapshotd.rpc.tls import Identity, meaning
 from snapshotd.wire.protocol import GRPC, MAX_CONTROL_BYTES
+
+log = logging.getLogger(__name__)
 
 #: One attempt to connect: a busy node takes its time.
 CONNECT_ATTEMPT_S: Final = 5.0
@@ -115,3 +126,18 @@ def peer_errors(address: str, what: str) -> Iterator[None]:
         raise PeerError(
             f"{what} at {address} failed: {error.code().name.lower()}: {error.details()}"
         ) from error
+
+
+def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
+    """The gRPC status of an error of ours, for the peer that it is told."""
+    code = grpc.StatusCode.UNAVAILABLE
+    if isinstance(error, RequestError) or (
+        isinstance(error, Misbehaved) and error.misdeed != Misdeed.STALLED
+    ):
+        code = grpc.StatusCode.FAILED_PRECONDITION
+    elif isinstance(error, NoRoom):
+        code = grpc.StatusCode.RESOURCE_EXHAUSTED
+    elif isinstance(error, DamagedBytes):
+        code = grpc.StatusCode.DATA_LOSS
+    log.warning("refused a peer: %s", error)
+    return code, str(error)

@@ -61,6 +61,9 @@ class Connection:
         Args:
             connected: a TCP socket; closed by `close`.
             stall_s: bound of one frame on its way.
+
+        Raises:
+            OSError: it is gone already; it is closed.
         """
         self._socket = connected
         self._stall_s = stall_s
@@ -69,16 +72,11 @@ class Connection:
         self._names: tuple[str, ...] = ()
         #: Set when it is broken off.
         self.ended = Event()
-        connected.setblocking(True)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
-        connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
-        # Bounds in the kernel: so one call waits for all of a chunk.
-        bound = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
-        connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
+        try:
+            _set(connected, stall_s)
+        except OSError:
+            connected.close()
+            raise
         # TLS knows no flags.
         self._all: int = socket.MSG_WAITALL
         self._more: int = socket.MSG_MORE
@@ -212,6 +210,19 @@ class Connection:
         """Nobody uses it any more; a second call does nothing."""
         self.ended.set()
         self._socket.close()
+
+
+def _set(connected: socket.socket, stall_s: float) -> None:
+    connected.setblocking(True)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_S)
+    connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_S)
+    # Bounds in the kernel: so one call waits for all of a chunk.
+    bound = _TIMEVAL.pack(int(stall_s), int(stall_s % 1 * 1e6))
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, bound)
+    connected.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, bound)
 
 
 def _shown(connected: socket.socket) -> str:

@@ -10,6 +10,9 @@ from typing import Final, TypeVar
 
 from snapshotd.wire.v1 import node_pb2 as pb
 
+#: The gRPC service whose streams these are.
+BLOCKS_SERVICE: Final = pb.DESCRIPTOR.services_by_name["Blocks"].full_name
+
 _LENGTH_DELIMITED: Final = 2
 #: Of a length below 2^32, in groups of seven bits.
 _MAX_LENGTH_BYTES: Final = 5

@@ -16,10 +16,9 @@ import grpc.aio
 
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.metadata import Orders, SlotFacts
-from snapshotd.rpc.block_service import status_of
-from snapshotd.rpc.channels import OPTIONS, peer_errors
+from snapshotd.rpc.channels import OPTIONS, peer_errors, status_of
 from snapshotd.rpc.checks import malformed
-from snapshotd.rpc.convert import slot_from, slot_to
+from snapshotd.rpc.facts import slot_from, slot_to
 from snapshotd.rpc.memo import OrdersIn
 from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2 as pb

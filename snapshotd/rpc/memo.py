@@ -8,7 +8,7 @@ of a message, or a message of a value.
 from __future__ import annotations
 
 from snapshotd.metadata import Home, Orders, SlotFacts
-from snapshotd.rpc.convert import orders_from, orders_to, slot_from, slot_to
+from snapshotd.rpc.facts import orders_from, orders_to, slot_from, slot_to
 from snapshotd.wire.v1 import node_pb2 as pb
 
 

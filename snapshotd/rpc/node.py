@@ -13,9 +13,8 @@ from grpc_reflection.v1alpha import reflection
 from snapshotd.core.membership import Refusal
 from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdError
 from snapshotd.metadata import NodeFacts
-from snapshotd.rpc.block_service import status_of
-from snapshotd.rpc.channels import OPTIONS, Channels, NotTrusted, Peer, listen
-from snapshotd.rpc.convert import node_to
+from snapshotd.rpc.channels import OPTIONS, Channels, NotTrusted, Peer, listen, status_of
+from snapshotd.rpc.facts import node_to
 from snapshotd.rpc.telling import Tellings, speaker
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.v1 import node_pb2 as pb

@@ -22,6 +22,7 @@ from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_to, version_to
+from snapshotd.rpc.framing import BLOCKS_SERVICE
 from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, ErrorCode, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -148,7 +149,7 @@ class RangesReader:
         received: Callable[[int], None],
     ) -> None:
         method: Any = channels.to(peer).unary_stream(
-            f"/{pb.DESCRIPTOR.services_by_name['Blocks'].full_name}/ReadRanges",
+            f"/{BLOCKS_SERVICE}/ReadRanges",
             request_serializer=pb.RangesRequest.SerializeToString,
             response_deserializer=pb.RangesReply.FromString,
         )

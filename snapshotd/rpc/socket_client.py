@@ -6,6 +6,7 @@ A stream has a connection for itself; one that came to its end gives it back for
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -14,11 +15,11 @@ from google.protobuf.message import DecodeError, Message
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import PeerError
 from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
-from snapshotd.rpc.block_service import What
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
 from snapshotd.rpc.dialling import Sockets
 from snapshotd.rpc.ranges import Arrivals, RangesReader
+from snapshotd.rpc.serving import What
 from snapshotd.rpc.streaming import streamed
 from snapshotd.rpc.tls import Identity
 from snapshotd.wire.protocol import DIGEST_BYTES, GRPC, SOCKETS
@@ -285,10 +286,8 @@ class SocketWriter(BlockWriter):
         except Stalled as error:
             raise self._failed(error) from error
         except HungUp as error:
-            try:
+            with suppress(HungUp, Stalled, NotAFrame):
                 self._hear(connection)  # it may have said why
-            except (HungUp, Stalled, NotAFrame):
-                raise self._failed(error) from error
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> PeerError:

@@ -1,4 +1,4 @@
-"""Blocks over plain sockets, serving side: what `block_service` serves, without gRPC under it.
+"""Blocks over plain sockets, serving side: the same streams, without gRPC under them.
 
 Requests are checked and segments pinned on the event loop; bytes move in threads, one a stream,
 between the mapped segment and the socket.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final
 
@@ -17,28 +18,26 @@ from google.protobuf.message import DecodeError
 
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import Misbehaved, PeerError, SnapshotdError
-from snapshotd.rpc.block_service import (
-    BlockIntake,
-    BlocksService,
-    BlockStore,
+from snapshotd.rpc.channels import status_of
+from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
+from snapshotd.rpc.ranges import MAX_RANGES, Spans
+from snapshotd.rpc.serving import (
+    Blocks,
     Incoming,
     Sealed,
+    Serving,
     check_end,
     check_part,
     first_reply,
-    status_of,
 )
-from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
-from snapshotd.rpc.ranges import MAX_RANGES, Spans
-from snapshotd.rpc.streaming import Bandwidth, streamed
-from snapshotd.rpc.tls import Callers, Identity
+from snapshotd.rpc.streaming import streamed
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
 
-#: Connections that one slot serves at once; for a further one the longest idle one is closed, or
-#: it is itself.
+#: Connections that one slot serves at once. For a further one, the one that has carried no stream
+#: for longest is closed; where all do, the new one.
 MAX_CONNECTIONS: Final = 256
 #: What a stream begins with; anybody may have us make room for it.
 MAX_REQUEST_BYTES: Final = 1 << 16
@@ -48,33 +47,32 @@ MAX_RANGES_BYTES: Final = MAX_REQUEST_BYTES + 20 * MAX_RANGES
 ACCEPT_PAUSE_S: Final = 0.5
 
 
-class SocketService(BlocksService):
+class SocketService(Blocks):
     """Serves one stream after the other on each connection."""
 
-    def __init__(self, *arguments: Any) -> None:
-        """As BlocksService."""
-        super().__init__(*arguments)
-        self._idle: dict[Connection, None] = {}  # between two streams; the longest idle first
-
-    def make_way(self) -> bool:
-        """Close the connection that waits longest for its next stream; whether there was one."""
-        longest = next(iter(self._idle), None)
-        if longest is None:
-            return False
-        del self._idle[longest]
-        longest.abort()
-        return True
+    def __init__(self, serving: Serving) -> None:
+        super().__init__(serving)
+        self._resting: dict[Connection, None] = {}  # between two streams, for the longest first
 
     async def serve(self, connection: Connection) -> None:
         """Until the other end has gone, or was refused. Raises HungUp, Stalled, NotAFrame."""
         async with asyncio.timeout(self._stall_s):
             await _readable(connection)  # who has nothing to ask is not let wait here for ever
         while await self._answered(connection):
-            self._idle[connection] = None
+            self._resting[connection] = None
             try:
                 await _readable(connection)
             finally:
-                self._idle.pop(connection, None)
+                self._resting.pop(connection, None)
+
+    def dismiss(self) -> bool:
+        """Hang up on whoever has asked nothing for longest; whether there was one."""
+        longest = next((c for c in self._resting if c.is_idle()), None)
+        if longest is None:
+            return False
+        del self._resting[longest]
+        longest.abort()
+        return True
 
     async def _answered(self, connection: Connection) -> bool:
         """Serve one stream; returns whether another may follow."""
@@ -124,27 +122,21 @@ class SocketService(BlocksService):
     # -- in threads
 
     def _send(self, connection: Connection, request: pb.ReadRequest, sealed: Sealed) -> None:
-        try:
+        with self._unless_stalled("took nothing of a block"):
             connection.send(Kind.MESSAGE, first_reply(sealed.record).SerializeToString())
             with closing(self._chunks(request, sealed)) as chunks:
                 for chunk in chunks:
                     connection.wait(self._bandwidth.pause_s(len(chunk)))
                     connection.send(Kind.CHUNK, chunk)
-        except Stalled as error:
-            raise Misbehaved(
-                Misdeed.STALLED, f"a peer took nothing of a block for {self._stall_s} s"
-            ) from error
 
     def _send_ranges(self, connection: Connection, sealed: Sealed, spans: Spans) -> None:
-        try:
-            with closing(self._ranges(sealed, spans)) as chunks:
-                for chunk, digest in chunks:
-                    connection.wait(self._bandwidth.pause_s(len(chunk)))
-                    connection.send(Kind.CHUNK, b"".join((digest, chunk)))
-        except Stalled as error:
-            raise Misbehaved(
-                Misdeed.STALLED, f"a peer took nothing of some ranges for {self._stall_s} s"
-            ) from error
+        with (
+            self._unless_stalled("took nothing of some ranges"),
+            closing(self._ranges(sealed, spans)) as chunks,
+        ):
+            for chunk, digest in chunks:
+                connection.wait(self._bandwidth.pause_s(len(chunk)))
+                connection.send(Kind.CHUNK, b"".join((digest, chunk)))
 
     async def _take_in(self, connection: Connection, incoming: Incoming) -> None:
         with incoming.image as image:
@@ -165,7 +157,8 @@ class SocketService(BlocksService):
                         return request.record, digests
                 check_part(at, count if kind is Kind.CHUNK else 0, len(image))
                 with image[at : at + count] as stored:
-                    self._fill_in(connection, stored)
+                    with self._unless_stalled("sent nothing of a block"):
+                        connection.fill(stored)
                     digests += self._written(stored, len(image))
                 at += count
         except NotAFrame as error:
@@ -176,19 +169,15 @@ class SocketService(BlocksService):
             ) from error
 
     def _head(self, connection: Connection) -> tuple[Kind, int]:
-        try:
+        with self._unless_stalled("sent nothing of a block"):
             return connection.head()
-        except Stalled as error:
-            raise self._silent() from error
 
-    def _fill_in(self, connection: Connection, stored: memoryview) -> None:
+    @contextmanager
+    def _unless_stalled(self, did: str) -> Iterator[None]:
         try:
-            connection.fill(stored)
+            yield
         except Stalled as error:
-            raise self._silent() from error
-
-    def _silent(self) -> Misbehaved:
-        return Misbehaved(Misdeed.STALLED, f"a peer sent nothing of a block for {self._stall_s} s")
+            raise Misbehaved(Misdeed.STALLED, f"a peer {did} for {self._stall_s} s") from error
 
 
 def _parsed(kind: Any, data: bytes) -> Any:
@@ -213,20 +202,10 @@ async def _readable(connection: Connection) -> None:
 class SocketsServer:
     """Serves the blocks of one slot over plain sockets, on a port the system chooses."""
 
-    def __init__(
-        self,
-        store: BlockStore,
-        intake: BlockIntake,
-        cluster_id: str,
-        stall_s: float,
-        identity: Identity | None,
-        bandwidth: Bandwidth | None = None,
-    ) -> None:
-        self._service = SocketService(
-            store, intake, cluster_id, stall_s, Callers(identity), bandwidth
-        )
-        self._stall_s = stall_s
-        self._identity = identity
+    def __init__(self, serving: Serving) -> None:
+        self._service = SocketService(serving)
+        self._stall_s = serving.stall_s
+        self._identity = serving.identity
         self._tasks: set[asyncio.Task[None]] = set()
         self._socket: socket.socket | None = None
 
@@ -263,8 +242,7 @@ class SocketsServer:
                 log.warning("nobody new is let in for blocks: %s", error)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
                 continue
-            # Who has asked a slot once keeps the connection: in a job of many ranks they all do.
-            if len(self._tasks) > MAX_CONNECTIONS and not self._service.make_way():
+            if len(self._tasks) > MAX_CONNECTIONS and not self._service.dismiss():
                 accepted.close()
             else:
                 self._begin(self._serve(accepted))
@@ -273,8 +251,7 @@ class SocketsServer:
         try:
             connection = Connection(accepted, self._stall_s)
         except OSError:
-            accepted.close()  # it was gone at once
-            return
+            return  # it was gone at once
         try:
             if self._identity is not None:
                 shake = partial(connection.secure, self._identity.dialled, server_side=True)

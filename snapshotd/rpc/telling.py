@@ -15,9 +15,9 @@ from typing import Final, TypeVar
 from snapshotd.core.membership import MAX_PEERS
 from snapshotd.metadata import JobFacts, NodeFacts, SlotFacts
 from snapshotd.rpc.checks import malformed
-from snapshotd.rpc.convert import (
+from snapshotd.rpc.convert import decision_from
+from snapshotd.rpc.facts import (
     check_node_counts,
-    decision_from,
     job_to,
     job_with,
     members_from,

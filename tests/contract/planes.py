@@ -21,11 +21,11 @@ from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.errors import SnapshotdError
 from snapshotd.metadata import Home, ParityPlace, Version
 from snapshotd.rpc.block_client import BlocksClient
-from snapshotd.rpc.block_service import BLOCKS_SERVICE, Record, What
 from snapshotd.rpc.channels import OPTIONS, Peer, listen
 from snapshotd.rpc.connection import Connection, Kind
 from snapshotd.rpc.convert import version_to
-from snapshotd.rpc.framing import parse_reply
+from snapshotd.rpc.framing import BLOCKS_SERVICE, parse_reply
+from snapshotd.rpc.serving import Record, Serving, What
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.socket_service import SocketsServer
 from snapshotd.rpc.streaming import Bandwidth, streamed
@@ -136,7 +136,9 @@ class Plane:
         self, source: Source, holder: Holder, bandwidth: Bandwidth | None = None
     ) -> AsyncIterator[Peer]:
         """An honest slot."""
-        server = SERVERS[self.name](source, holder, "test", STALL_S, self.identity, bandwidth)
+        bounded = bandwidth or Bandwidth()
+        serving = Serving(source, holder, "test", STALL_S, self.identity, bounded)
+        server = SERVERS[self.name](serving)
         try:
             yield Peer("n0", f"{HOST}:{await server.start(HOST)}", self.name)
         finally:
@@ -199,7 +201,7 @@ class _LyingServer(SocketsServer):
 
     def __init__(self, script: Script, identity: Identity | None) -> None:
         nothing: Any = None
-        super().__init__(nothing, nothing, "test", STALL_S, identity)
+        super().__init__(Serving(nothing, nothing, "test", STALL_S, identity))
         self._service = _LyingService(script)  # type: ignore[assignment]
 
 

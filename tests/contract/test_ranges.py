@@ -16,9 +16,9 @@ import xxhash
 
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
-from snapshotd.rpc.block_service import BLOCKS_SERVICE
 from snapshotd.rpc.channels import OPTIONS, Peer, listen
 from snapshotd.rpc.connection import Connection, Kind
+from snapshotd.rpc.framing import BLOCKS_SERVICE
 from snapshotd.rpc.ranges import MAX_RANGES, Spans
 from snapshotd.wire.protocol import SOCKETS, TRANSFER_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb

@@ -8,7 +8,7 @@ import ssl
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,16 +196,15 @@ def test_more_connections_than_are_served(monkeypatch: pytest.MonkeyPatch) -> No
     run(act)
 
 
-def test_idle_connections_make_way_for_new_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More slots than are served at once have each read something here, and keep a connection."""
+def test_whose_stream_is_over_makes_room_for_a_new_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Readers keep their connections: of a large cluster there are more than one slot serves."""
     monkeypatch.setattr(socket_service, "MAX_CONNECTIONS", 2)
 
     async def act(peer: Peer, client: BlocksClient) -> None:
-        assert await read(client, peer, 0, len(IMAGE)) == IMAGE
-        async with AsyncExitStack() as stack:
-            others = [await stack.enter_async_context(SocketPlane(None).client()) for _ in range(5)]
-            for other in [*others, client, others[0]]:
-                assert await read(other, peer, 0, len(IMAGE)) == IMAGE
+        plane = SocketPlane(None)
+        async with plane.client() as second, plane.client() as third:
+            for reader in (client, second, third, second, client):
+                assert await read(reader, peer, 0, len(IMAGE)) == IMAGE
 
     run(act)
 
@@ -277,6 +276,13 @@ def test_a_frame_that_trickles() -> None:
         trickling.result()
     receiving.close()
     ours.close()
+
+
+def test_a_socket_that_is_none_of_ours_is_not_kept_open() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs, pytest.raises(OSError, match="not supported"):
+        Connection(ours, STALL_S)
+    assert ours.fileno() == -1
 
 
 def pair() -> tuple[socket.socket, socket.socket]:

@@ -12,7 +12,7 @@ from snapshotd.errors import DamagedBytes, PeerError
 from snapshotd.flow.transfer import Transfers
 from snapshotd.rpc.block_service import BlocksService
 from snapshotd.rpc.framing import parse_request
-from snapshotd.rpc.tls import Callers
+from snapshotd.rpc.serving import Serving
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.fuzz.room import HERE, VERSION, Memory, orders, room, run
 from tests.fuzz.targets import blocks as fuzz
@@ -86,7 +86,7 @@ def test_a_wrong_stream(parts: list[Any], misdeed: Misdeed, what: str) -> None:
     async def act(memory: Memory) -> None:
         await memory.vault.adopt()
         memory.machine.orders = orders()
-        service = BlocksService(memory.vault, memory.intake, "test", 5.0, Callers(None))
+        service = BlocksService(Serving(memory.vault, memory.intake, "test", 5.0, None))
         assert what in await refused(service, parts)
         (held,) = memory.conduct._trust.accusations(0.0)
         assert (held.node, held.what, held.count) == ("n1", misdeed.value, 1)

@@ -64,12 +64,13 @@ def test_a_damaged_job_record(shared: Cluster) -> None:
     node.stop()
 
 
-def test_a_run_dir_too_long_for_sockets(shared: Cluster) -> None:
-    node = fresh(shared, run_dir=str(shared.root / ("r" * 100)))
-    said = refused_start(node)
-    assert "makes socket paths of" in said
-    assert "the system's limit is 107" in said
-    assert "bytes shorter" in said
+@pytest.mark.parametrize("too_many", [1, 50])
+def test_a_run_dir_too_long_for_sockets(shared: Cluster, too_many: int) -> None:
+    length = 107 - len("/trainers.sock") + too_many
+    run_dir = str(shared.root / "r").ljust(length, "r")
+    said = refused_start(fresh(shared, run_dir=run_dir))
+    assert f"makes socket paths of {107 + too_many} bytes, the system's limit is 107" in said
+    assert f"Choose a run_dir that is {too_many} byte(s) shorter" in said
 
 
 def test_what_another_daemon_has(shared: Cluster) -> None:

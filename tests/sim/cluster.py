@@ -199,7 +199,7 @@ class Cluster:
             for slot in node.slots:
                 if slot.machine is not None and slot.machine.short:
                     return f"{slot.home} is short of memory"
-                if slot.machine is None or slot.machine.filling is not None:
+                if slot.machine is None or slot.machine.writing.filling is not None:
                     return f"a buffer of {slot.home} is still claimed"
                 work = slot.machine._coding._running | slot.machine._rebuilding._running
                 if work or slot.machine.next_wake_s() is not None:

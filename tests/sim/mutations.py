@@ -427,13 +427,13 @@ def _parity_is_never_taken_up_again() -> list[Patch]:
 
 
 def _no_generation_is_spared() -> list[Patch]:
-    return [(slot.SlotMachine, "_spared", lambda *_: [])]
+    return [(Retention, "sparing", lambda judge, *_: judge)]
 
 
 def _the_restore_point_is_hopeless() -> list[Patch]:
     real = repair.Hopeless.given_up
 
-    def given_up(self: Any, job: JobFacts, version: Version) -> bool:
+    def given_up(self: Any, job: JobFacts, version: Version) -> str:
         return real(self, replace(job, committed=None), version)
 
     return [(repair.Hopeless, "given_up", given_up)]

@@ -158,7 +158,7 @@ class Slot:
         if job is not None and free.holding.world != job.world:
             return  # what other ranks saved goes whole, once these have a restore point
         fits = held <= self.cluster.setup.generations
-        wanted = machine.filling is not None or machine._claim is not None
+        wanted = machine.writing.filling is not None or machine.writing.claim is not None
         text = f"{self.home} freed {free.holding.version}: {free.reason}"
         must(wanted or not fits, "a spare generation stays", text)
 

@@ -269,14 +269,13 @@ class Touching:
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.begun, self.held, self.count = threading.Event(), threading.Event(), 0
-        patch.setattr(buffers, "_madvise", self)
+        patch.setattr(buffers, "have", self)
         patch.setattr(buffers, "_SLICE_BYTES", CAPACITY // 4)
 
-    def __call__(self, *_: int) -> int:
+    def __call__(self, *_: int) -> None:
         self.count += 1
         self.begun.set()
         assert self.held.wait(20)
-        return 0
 
 
 @pytest.mark.parametrize("at_once", [True, False])

@@ -20,6 +20,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from snapshotd_client.about import box_of
+from snapshotd_client.capture import survey
 from snapshotd_client.exact import same_bits
 from snapshotd_client.leaves import local_piece
 from snapshotd_client.names import Names, unwrapped
@@ -323,9 +324,9 @@ def test_a_piece_that_no_shard_has():
     manifest.tensors[0].fqn = "other"
     images[0] = image, length
     with rank_of(0, 1):
-        relayout = Relayout(
-            {0: manifest, 1: manifests_of(images)[1]}, {"t": torch.zeros(8, 4)}, who(0, 1)
-        )
+        states = {"t": torch.zeros(8, 4)}
+        manifests = {0: manifest, 1: manifests_of(images)[1]}
+        relayout = Relayout(manifests, states, who(0, 1), survey(states))
         ranges, places, total = relayout.skeletons()
         read = executed(ranges, {r: i for r, (i, _) in images.items()}, total)
         relayout.plan({s: bytes(read[at : at + n]) for s, (at, n) in places.items()})

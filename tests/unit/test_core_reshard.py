@@ -229,7 +229,7 @@ def test_older_generations_make_room_for_the_first_of_the_new_world() -> None:
     machine.claim(6, 1, 10.0)
     freed = [i for i in machine.instructions(0.0) if isinstance(i, Free)]
     assert [i.holding.version for i in freed] == [older]
-    assert machine.filling == Version(known.lineage, 6)
+    assert machine.writing.filling == Version(known.lineage, 6)
 
 
 def test_before_a_slot_says_staged_it_tries_its_part_of_the_old_shards() -> None:

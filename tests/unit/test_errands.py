@@ -16,6 +16,7 @@ from snapshotd.flow import errands
 from snapshotd.metadata import Stored, Version
 from snapshotd.tier.store import Store, TierError
 from snapshotd.wire.protocol import HEADER_BYTES, TRANSFER_BYTES
+from tests.unit.test_children import no_more_files
 from tests.unit.test_tier import BYTES, V1, image, sealed, write
 
 
@@ -87,6 +88,15 @@ def test_what_goes_wrong_is_said(tmp_path: Path) -> None:
     segment(tmp_path, shard=1)
     with pytest.raises(DamagedBytes, match="differ from what was sealed"):
         asyncio.run(errands.ask(wrong))
+
+
+def test_one_that_cannot_be_started_now_is_an_error_that_may_heal(tmp_path: Path) -> None:
+    async def look() -> None:
+        with no_more_files():
+            await errands.look(str(tmp_path), "job")
+
+    with pytest.raises(TierError, match="cannot be started: Too many open files"):
+        asyncio.run(look())
 
 
 def test_a_program_that_stands_still_is_ended(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from snapshotd.errors import RequestError
 from snapshotd.metadata import Home, NodeFacts, Orders
 from snapshotd.rpc import memo
-from snapshotd.rpc.convert import orders_from, orders_to
+from snapshotd.rpc.facts import orders_from, orders_to
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.fuzz import likely
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from snapshotd.errors import RequestError
 from snapshotd.metadata import NodeFacts
-from snapshotd.rpc.convert import node_from, node_to
+from snapshotd.rpc.facts import node_from, node_to
 from snapshotd.rpc.telling import KEPT, Tellings
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.fuzz import likely

@@ -14,8 +14,7 @@ import pytest
 import snapshotd
 import snapshotd_client
 from snapshotd.cli import parser
-from snapshotd.config import load
-from snapshotd.config.model import Timeouts
+from snapshotd.config import Timeouts, load
 from snapshotd.config.sources import known_keys
 from snapshotd.errors import ConfigError
 from snapshotd_client import Snapshotter

@@ -60,6 +60,17 @@ def test_a_shard_that_was_brought_here_twice_at_once_is_kept_once(shm_path: Path
         asyncio.run(both(vault))
 
 
+def test_what_was_thrown_away_is_not_given_back(shm_path: Path) -> None:
+    async def both(vault: Vault) -> None:
+        segment = await vault.begin_data("job", 0, VERSION, IMAGE_BYTES)
+        vault.discard(segment, "somebody cut it")
+        vault.give_back(segment)
+        assert not segment.path.exists()
+
+    with opened(shm_path) as vault:
+        asyncio.run(both(vault))
+
+
 def test_what_was_freed_meanwhile_is_not_freed_again(shm_path: Path) -> None:
     async def superseded(vault: Vault) -> None:
         segment = await sealed(vault)

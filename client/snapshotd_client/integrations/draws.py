@@ -15,7 +15,6 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from snapshotd_client import rng
 from snapshotd_client.errors import StateMismatch, UnsupportedState
-from snapshotd_client.results import Restored
 
 _OWNER: Final = "_snapshotd_draws"
 
@@ -31,17 +30,6 @@ class DrawsState(TypedDict):
     start: Any
     generators: dict[str, bytes]
     before: dict[int, Any]
-
-
-def check_ranks(restored: Restored) -> None:
-    """Refuse the position of a run of another number of ranks. Raises UnsupportedState."""
-    if restored.rng == "seeded":
-        raise UnsupportedState(
-            f"step {restored.step} was saved by {restored.saved_world} ranks, and another number "
-            "trains now: the place in the data is counted in batches of one rank",
-            "Start as many ranks as saved it; or go on in a loop of your own, which says what is "
-            "left of the data (docs/trainers.md).",
-        )
 
 
 class Draws:

@@ -17,8 +17,8 @@ from snapshotd.rpc.block_service import BlocksService
 from snapshotd.rpc.connection import ALIGNMENT, Kind
 from snapshotd.rpc.convert import place_to, version_to
 from snapshotd.rpc.framing import pack_reply, parse_request
+from snapshotd.rpc.serving import Serving
 from snapshotd.rpc.socket_service import SocketsServer
-from snapshotd.rpc.tls import Callers
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 from tests.fuzz.harness import Parts, Target
@@ -97,7 +97,7 @@ RECORD = seg.ParityRecord(
 
 async def _by_calls(memory: Memory, calls: list[list[Any]]) -> None:
     """As gRPC would hand them on."""
-    service = BlocksService(memory.vault, memory.intake, "test", STALL_S, Callers(None))
+    service = BlocksService(Serving(memory.vault, memory.intake, "test", STALL_S, None))
     for parts in calls:
         context = Call()
         try:
@@ -113,7 +113,7 @@ async def _by_calls(memory: Memory, calls: list[list[Any]]) -> None:
 
 async def _by_sockets(memory: Memory, calls: list[list[Any]]) -> None:
     """Each call over a connection of its own, whatever is answered."""
-    server = SocketsServer(memory.vault, memory.intake, "test", STALL_S, None)
+    server = SocketsServer(Serving(memory.vault, memory.intake, "test", STALL_S, None))
     port = await server.start("127.0.0.1")
     try:
         for parts in calls:

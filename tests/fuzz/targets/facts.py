@@ -17,7 +17,7 @@ from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import CallerError, RequestError
 from snapshotd.flow.status import Clock, node_status, plan_reply
 from snapshotd.metadata import Home, SlotCounters
-from snapshotd.rpc import convert
+from snapshotd.rpc import facts as convert
 from snapshotd.rpc.checks import check_step
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import trainer_pb2 as tp

@@ -12,7 +12,7 @@ from snapshotd.config.load import load
 from snapshotd.config.sources import known_keys
 from snapshotd.errors import ConfigError, SnapshotdError
 from snapshotd.flow.records import Records
-from snapshotd.rpc.convert import job_to
+from snapshotd.rpc.facts import job_to
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.fuzz import likely
 from tests.fuzz.harness import Parts, Target

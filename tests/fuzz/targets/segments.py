@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.errors import SnapshotdError
 from snapshotd.metadata import SlotCounters
-from snapshotd.rpc import convert
+from snapshotd.rpc import facts as convert
 from snapshotd.wire.protocol import HEADER_BYTES
 from snapshotd.wire.segment import SegmentFormatError, decode_header, encode_header
 from snapshotd.wire.v1 import segment_pb2 as seg

@@ -14,7 +14,7 @@ from snapshotd.flow.lending import Lending
 from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.smp import Smp
 from snapshotd.metadata import SlotFacts
-from snapshotd.rpc import convert
+from snapshotd.rpc import facts as convert
 from snapshotd.rpc.trainers import _answer
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import trainer_pb2 as tp

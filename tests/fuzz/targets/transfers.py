@@ -22,6 +22,7 @@ from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.convert import place_to
 from snapshotd.rpc.framing import parse_reply
+from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.wire.protocol import grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -131,7 +132,9 @@ class _Client(BlocksClient):
 
     def store(self, peer: Peer, **facts: Any) -> BlockWriter:
         taker: Any = _Taker()
-        return BlockWriter(taker, pb.StoreOpening(), peer, self._channels, 5.0, lambda _: None)
+        return BlockWriter(
+            taker, pb.StoreOpening(), peer, self._channels, 5.0, lambda _: None, Bandwidth()
+        )
 
 
 def _facts() -> dict[Home, SlotFacts]:
