@@ -37,7 +37,7 @@ def test_into_fewer_ranks_and_another_parallelism_and_back(cluster, tmp_path):
 
 
 def test_into_another_layout_after_a_node_is_lost(cluster, tmp_path):
-    nodes = cluster(parity=1, group_size=4).start(4)
+    nodes = cluster(parity=1, group_size=4, replace_s=600.0).start(4)
     first = run(nodes, 4, "fsdp", tmp_path, steps=2)
     nodes[3].lose()
     moved = run(nodes[:2], 2, "ddp", tmp_path, steps=1)

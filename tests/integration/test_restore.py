@@ -102,8 +102,11 @@ def test_nodes_are_lost_and_replaced(cluster: Make, parity: int) -> None:
         node.start()
     job = Job(homes([*replacements, *nodes[parity:]]))
     restored = job.restore()
-    assert all(r.step == 3 and r.tier == "group" for r in restored)
-    assert all(r.bytes_decoded > 0 for r in restored[:parity])
+    assert [r.step for r in restored] == [3] * 4
+    (tier,) = {r.tier for r in restored}
+    # On a slow machine the replacements have rebuilt what was lost before anybody asks.
+    assert tier in {"group", "local"}
+    assert all((r.bytes_decoded > 0) == (tier == "group") for r in restored[:parity])
     assert all(r.bytes_decoded == 0 for r in restored[parity:])
     job.check()
     job.train_protected(3)

@@ -103,6 +103,7 @@ async def _converse(memory: Memory, parts: Parts) -> None:
         await smp.stop()
         await asyncio.sleep(0)
     smp.forget_trainer()
+    await _settled(smp)
     held = len(memory.vault.held())
     assert sum(not s.is_available for s in memory.arena.segments) == held
     assert memory.arena.allocated_bytes <= BUDGET_BYTES
