@@ -13,13 +13,11 @@ from typing import Any, Self
 from accelerate import Accelerator
 from accelerate.data_loader import DataLoaderDispatcher
 
-from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
 from snapshotd_client.integrations.draws import Draws
+from snapshotd_client.integrations.guard import Guard
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer, named
-from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
-from snapshotd_client.snapshotter import Snapshotter
 
 
 class AcceleratorSnapshots:
@@ -66,26 +64,22 @@ class AcceleratorSnapshots:
         self._epoch = 0
         self._used = 0
         self._at_boundary = False
-        self._last_step = 0
         self._resuming = False
         self._asked = False
         self._saved_draws: Any = None
         self._saved_accelerator_step = 0
-        self._rng: rng.RngState | None = None
         self.steps = 0
         self.restored: Restored | None = None
-        states = _states(accelerator, self)
-        self._devices = cuda_devices(states)
-        self.snapshotter = Snapshotter(states, interval_steps=interval_steps, **options)
+        self._guard = Guard(_states(accelerator, self), interval_steps, options)
+        self.snapshotter = self._guard.snapshotter
 
     def restore(self) -> Restored | None:
         """Bring back the newest step; `epochs` does it where it was not done."""
         self._asked = True
-        self.restored = self.snapshotter.restore()
+        self.restored = self._guard.restore()
         if self.restored is not None:
-            self._rng = rng.read(self._devices)
             self._resuming = True
-            self._last_step = self.steps
+            self._guard.begin_at(self.steps)
         return self.restored
 
     def epochs(self, total: int) -> Iterator[int]:
@@ -110,8 +104,7 @@ class AcceleratorSnapshots:
         for batch in self._loader:
             self._draws.used(self._used)
             if self._resuming:
-                assert self._rng is not None
-                rng.restore(self._rng, self._devices)
+                self._guard.put_back_generators()
                 self._accelerator.step = self._saved_accelerator_step
                 self._resuming = False
             else:
@@ -124,9 +117,8 @@ class AcceleratorSnapshots:
                 self.steps += self._at_boundary
 
     def _snapshot(self) -> None:
-        if self._at_boundary and self.steps > self._last_step:
-            self._last_step = self.steps
-            self.snapshotter.step(self.steps)
+        if self._at_boundary:
+            self._guard.step(self.steps)
 
     # -- as a state of Snapshotter
 

@@ -18,11 +18,10 @@ from accelerate.data_loader import DataLoaderDispatcher
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
 from snapshotd_client.integrations.draws import Draws
+from snapshotd_client.integrations.guard import Guard
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer
-from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
 from snapshotd_client.snapshotter import Snapshotter
 
@@ -76,9 +75,7 @@ class SnapshotCallback(TrainerCallback):
         self._options = options
         self._loop: _Loop | None = None
         self._saved: dict[str, Any] | None = None  # until the restored point is reached
-        self._rng: rng.RngState | None = None
-        self._devices: set[int] = set()
-        self._last_step = 0
+        self._guard: Guard | None = None
         self.restored: Restored | None = None
         self.snapshotter: Snapshotter | None = None
 
@@ -93,34 +90,34 @@ class SnapshotCallback(TrainerCallback):
         _refuse(self._trainer)
         self._loop = _Loop(self._trainer, Draws(_base_loader(given["train_dataloader"])))
         states = _states(self._trainer, self._loop)
-        self.snapshotter = Snapshotter(states, interval_steps=self._interval_steps, **self._options)
+        self._guard = Guard(states, self._interval_steps, self._options)
+        self.snapshotter = self._guard.snapshotter
         began_at = state.global_step  # of a checkpoint, if one was given
-        self.restored = self.snapshotter.restore()
+        self.restored = self._guard.restore()
         if self.restored is not None:
-            self._enter(began_at, states)
-        self._last_step = state.global_step
+            self._enter(began_at)
+        self._guard.begin_at(state.global_step)
         # Before the others, so that what they do as a step begins is done after, in both lives.
         handler = self._trainer.callback_handler
         handler.callbacks = [self, *(c for c in handler.callbacks if c is not self)]
         self._trainer._run_epoch = self._run_epoch
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        loop, snapshotter = self._here()
+        loop, guard = self._here()
         loop.step_begins()
         if self._saved is not None:
             loop.put_back(self._saved)
-            assert self._rng is not None
-            rng.restore(self._rng, self._devices)
+            guard.put_back_generators()
             self._saved = None
-        self._snapshot(state.global_step, snapshotter)
+        guard.step(state.global_step)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        self._here()[1].close()
+        self._here()[1].snapshotter.close()
         del self._trainer._run_epoch
 
     # -- the way there
 
-    def _enter(self, began_at: int, states: Mapping[str, object]) -> None:
+    def _enter(self, began_at: int) -> None:
         loop, trainer = self._here()[0], self._trainer
         saved = loop.restored
         assert saved is not None
@@ -133,8 +130,6 @@ class SnapshotCallback(TrainerCallback):
                 "without resume_from_checkpoint.",
             )
         self._saved = copy.deepcopy(saved)
-        self._devices = cuda_devices(states)
-        self._rng = rng.read(self._devices)
         loop.put_back(saved)
         ended = trainer.state.global_step >= trainer.state.max_steps
         stopped_early = saved["stopping"] and saved["state"]["global_step"] < saved["max_steps"]
@@ -145,7 +140,7 @@ class SnapshotCallback(TrainerCallback):
 
     def _run_epoch(self, **given: Any) -> None:
         """In place of the Trainer's: leaves out epochs and batches that are trained on already."""
-        loop, snapshotter = self._here()
+        loop, guard = self._here()
         trainer, epoch = self._trainer, given["epoch"]
         first = 0
         if epoch == given["epochs_trained"] and given["resume_from_checkpoint"] is not None:
@@ -165,17 +160,12 @@ class SnapshotCallback(TrainerCallback):
         type(trainer)._run_epoch(trainer, **given)
         if trainer.control.should_training_stop or epoch + 1 == trainer.state.num_train_epochs:
             loop.training_ends(given["steps_in_epoch"])
-            self._snapshot(trainer.state.global_step, snapshotter)
+            guard.step(trainer.state.global_step)
 
-    def _snapshot(self, global_step: int, snapshotter: Snapshotter) -> None:
-        if global_step > self._last_step:
-            self._last_step = global_step
-            snapshotter.step(global_step)
-
-    def _here(self) -> tuple[_Loop, Snapshotter]:
+    def _here(self) -> tuple[_Loop, Guard]:
         assert self._loop is not None, "training has begun"
-        assert self.snapshotter is not None
-        return self._loop, self.snapshotter
+        assert self._guard is not None
+        return self._loop, self._guard
 
 
 class _Loop:

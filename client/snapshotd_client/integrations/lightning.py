@@ -13,11 +13,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loops import _Loop as LightningLoop
 
-from snapshotd_client import rng
 from snapshotd_client.errors import UnsupportedState, WrongUse
 from snapshotd_client.integrations.draws import Draws, DrawsState
+from snapshotd_client.integrations.guard import Guard
 from snapshotd_client.integrations.objects import bare_module, bare_optimizer, named
-from snapshotd_client.owners import cuda_devices
 from snapshotd_client.results import Restored
 from snapshotd_client.snapshotter import Snapshotter
 
@@ -44,9 +43,7 @@ class SnapshotCallback(Callback):
         self._options = options
         self._loop: _Loop | None = None
         self._saved: dict[str, Any] | None = None  # until the restored point is reached
-        self._rng: rng.RngState | None = None
-        self._devices: set[int] = set()
-        self._last_step = 0
+        self._guard: Guard | None = None
         self.restored: Restored | None = None
         self.snapshotter: Snapshotter | None = None
 
@@ -61,14 +58,13 @@ class SnapshotCallback(Callback):
         _refuse(trainer)
         self._loop = loop = _Loop(trainer, pl_module)
         states = _states(trainer, pl_module, loop)
-        self.snapshotter = Snapshotter(states, interval_steps=self._interval_steps, **self._options)
-        self.restored = self.snapshotter.restore()
+        self._guard = Guard(states, self._interval_steps, self._options)
+        self.snapshotter = self._guard.snapshotter
+        self.restored = self._guard.restore()
         if self.restored is not None:
             _put_aside_checkpoint(trainer, self.restored.step)
             self._saved = loop.restored
-            self._last_step = self.restored.step
-            self._devices = cuda_devices(states)
-            self._rng = rng.read(self._devices)
+            self._guard.begin_at(self.restored.step)
             loop.enter()
         # Before the others, so that what they do as a batch begins is done after, in both lives.
         trainer.callbacks = [self, *(c for c in trainer.callbacks if c is not self)]
@@ -77,24 +73,22 @@ class SnapshotCallback(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        loop, snapshotter = self._here()
+        loop, guard = self._here()
         loop.batch_begins(batch_idx)
         if self._saved is not None:
             loop.put_back(self._saved)
-            assert self._rng is not None
-            rng.restore(self._rng, self._devices)
+            guard.put_back_generators()
             self._saved = None
-        self._snapshot(trainer.global_step, snapshotter)
+        guard.step(trainer.global_step)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loop, snapshotter = self._here()
+        loop, guard = self._here()
         loop.used = 0
-        self._snapshot(trainer.global_step, snapshotter)
+        guard.step(trainer.global_step)
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._saved is not None:  # the job was done: no batch has begun
-            assert self._rng is not None
-            rng.restore(self._rng, self._devices)
+            self._here()[1].put_back_generators()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.snapshotter is not None:
@@ -116,15 +110,10 @@ class SnapshotCallback(Callback):
 
         strategy.process_dataloader = processed
 
-    def _snapshot(self, global_step: int, snapshotter: Snapshotter) -> None:
-        if global_step > self._last_step:
-            self._last_step = global_step
-            snapshotter.step(global_step)
-
-    def _here(self) -> tuple[_Loop, Snapshotter]:
+    def _here(self) -> tuple[_Loop, Guard]:
         assert self._loop is not None, "fitting has begun"
-        assert self.snapshotter is not None
-        return self._loop, self.snapshotter
+        assert self._guard is not None
+        return self._loop, self._guard
 
 
 class _Loop:
