@@ -5,7 +5,6 @@ Real frameworks, loaders and images; the daemon comes in in tests/integration/te
 
 from __future__ import annotations
 
-import importlib
 import importlib.util
 import os
 import re
@@ -15,7 +14,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -24,6 +22,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from snapshotd_client import Restored, UnsupportedState, WrongUse
 from snapshotd_client.apply import apply
 from snapshotd_client.capture import plan
+from snapshotd_client.integrations import guard
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -165,7 +164,7 @@ def test_resumes_exactly(
     tmp_path: Path,
     case: Case,
 ) -> None:
-    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    without_daemon(monkeypatch, case)
     change(monkeypatch, case)
     args = () if case.name == "accelerate" else (f"--out={tmp_path}",)
     run(case.script, *args)
@@ -209,7 +208,7 @@ def test_what_cannot_be_exact_is_refused(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, setting: str
 ) -> None:
     case = REFUSED[setting]
-    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    without_daemon(monkeypatch, case)
     change(monkeypatch, case)
     with pytest.raises(UnsupportedState, match=setting) as error:
         run(case.script, f"--out={tmp_path}")
@@ -222,7 +221,7 @@ def test_hf_takes_the_newer_of_checkpoint_and_snapshot(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     case = hf((), save_strategy="steps", save_steps=7)
-    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    without_daemon(monkeypatch, case)
     change(monkeypatch, case)
     arguments = case.script, f"--out={tmp_path}"
     run(*arguments)
@@ -253,7 +252,7 @@ def test_lightning_takes_the_newer_of_checkpoint_and_snapshot(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     case = lightning(())
-    monkeypatch.setattr(integration_of(case), "Snapshotter", Kept)
+    without_daemon(monkeypatch, case)
     from lightning.pytorch import Trainer
 
     fit, path = Trainer.fit, tmp_path / "end.ckpt"
@@ -280,7 +279,7 @@ def test_lightning_takes_the_newer_of_checkpoint_and_snapshot(
         run(case.script)
 
 
-def integration_of(case: Case) -> ModuleType:
+def without_daemon(monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
     if importlib.util.find_spec(case.framework.partition(".")[0]) is None:
         pytest.skip(f"{case.framework} is not installed: pip install snapshotd[{case.name}]")
-    return importlib.import_module(f"snapshotd_client.integrations.{case.name}")
+    monkeypatch.setattr(guard, "Snapshotter", Kept)
