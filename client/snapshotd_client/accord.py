@@ -60,7 +60,8 @@ class Accord:
         self._agreed = True
         self._tries = _TRIES
         self._every = check_every
-        self._checked = False
+        #: Sets of ranks whose first comparison is due, and how often it is tried; None before all.
+        self._due: dict[tuple[int, ...], int] | None = None
 
     @property
     def undecided(self) -> bool:
@@ -111,20 +112,31 @@ class Accord:
         Raises:
             ReplicasDiverged: they differ; names tensors and ranks.
         """
-        due = not self._checked or (self._every > 0 and number % self._every == 0)
-        if not due or not shared or not can_meet(self._who.rank, self._who.world_size):
+        again = self._every > 0 and number % self._every == 0
+        if self._due == {} and not again:
             return
-        self._checked = True
-        for ranks, of in _by_ranks(shared):
-            digests = [_digest(s.extent.bytes_view().cpu().numpy().data) for s in of]
-            meeting = Meeting(f"{self._topic}/same/{step}", ranks)
-            alike = meeting.all_alike(_digest(b"".join(digests)), MEET_S)
-            if alike is None:
-                log.warning("step %d: not all of ranks %s came to compare their state", step, ranks)
-            if alike is not False:
+        if not shared or not can_meet(self._who.rank, self._who.world_size):
+            return
+        sets = _by_ranks(shared)
+        if self._due is None:
+            self._due = {ranks: _TRIES for ranks, _ in sets}
+        for ranks, of in sets:
+            tries = self._due.pop(ranks, 0)
+            if not (again or tries) or self._compared(step, ranks, of):
                 continue
+            log.warning("step %d: not all of ranks %s came to compare their state", step, ranks)
+            if tries > 1:
+                self._due[ranks] = tries - 1
+
+    def _compared(self, step: int, ranks: tuple[int, ...], of: Sequence[Shared]) -> bool:
+        """Whether all came to compare; all are told it alike. Raises ReplicasDiverged."""
+        digests = [_digest(s.extent.bytes_view().cpu().numpy().data) for s in of]
+        meeting = Meeting(f"{self._topic}/same/{step}", ranks)
+        alike = meeting.all_alike(_digest(b"".join(digests)), MEET_S)
+        if alike is False:
             told = meeting.tell(self._who.rank, b"".join(digests), MEET_S)
             raise _diverged(step, ranks, [s.name for s in of], told)
+        return alike is not None
 
 
 def _by_ranks(shared: Sequence[Shared]) -> list[tuple[tuple[int, ...], list[Shared]]]:
