@@ -29,13 +29,15 @@ class Taken:
         local: of these, from this slot's own memory.
         copied: ... from others that hold the shard.
         decoded: ... rebuilt from the erasure code.
-        received: from other nodes, for all of it.
+        stored: ... out of the persistent tier.
+        received: from other nodes or the persistent tier, for all of it.
     """
 
     read: int = 0
     local: int = 0
     copied: int = 0
     decoded: int = 0
+    stored: int = 0
     received: int = 0
 
 
@@ -73,6 +75,7 @@ def filled(ask: Ask, ranges: Ranges, image_bytes: int, taken: Taken) -> Iterator
     taken.local += answer.bytes_local
     taken.copied += answer.bytes_copied
     taken.decoded += answer.bytes_decoded
+    taken.stored += answer.bytes_stored
     taken.received += answer.bytes_received
     descriptor = os.open(answer.path, os.O_RDONLY | os.O_CLOEXEC)
     try:
