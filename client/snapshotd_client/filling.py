@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.buffers import Reading
@@ -48,6 +49,7 @@ def manifests(ask: Ask) -> dict[int, segment_pb2.Manifest]:
         StateMismatch: one cannot be read.
     """
     gathered = ask(pb.ToDaemon(manifests=pb.Manifests())).manifests_gathered
+    point("trainer.manifests.answered")
     found = {}
     for piece in gathered.pieces:
         with closing(Reading(gathered.path, piece.offset, piece.bytes)) as reading:
@@ -71,6 +73,7 @@ def filled(ask: Ask, ranges: Ranges, image_bytes: int, taken: Taken) -> Iterator
         taken: counts on.
     """
     answer = ask(pb.ToDaemon(fill=ranges.message(image_bytes))).filled
+    point("trainer.fill.answered")
     taken.read += ranges.nbytes
     taken.local += answer.bytes_local
     taken.copied += answer.bytes_copied

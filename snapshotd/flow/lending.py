@@ -15,7 +15,14 @@ from typing import Any, Protocol
 
 from snapshotd.core.ranges import Range, check_ranges, gaps
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import CallerError, NoRoom, PeerError, RequestError, SnapshotdError
+from snapshotd.errors import (
+    CallerError,
+    DamagedBytes,
+    NoRoom,
+    PeerError,
+    RequestError,
+    SnapshotdError,
+)
 from snapshotd.flow.ranges import Gatherer
 from snapshotd.flow.rows import Tally
 from snapshotd.flow.stored import StoredShards
@@ -25,6 +32,7 @@ from snapshotd.memory.segment import Segment
 from snapshotd.metadata import Decision, Tier, Version
 from snapshotd.rpc.checks import checked_size, malformed
 from snapshotd.rpc.trainers import refused
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, TRANSFER_BYTES, ErrorCode
 from snapshotd.wire.v1 import segment_pb2 as seg
 from snapshotd.wire.v1 import trainer_pb2 as pb
@@ -92,6 +100,8 @@ class Lending:
         self._take_back(kind)
         try:
             return await task
+        except DamagedBytes as error:
+            return pb.ToTrainer(refused=refused(_damaged(error)))
         except SnapshotdError as error:
             return pb.ToTrainer(refused=refused(error))
         finally:
@@ -146,11 +156,13 @@ class Lending:
         try:
             with segment.image(request.image_bytes) as image:
                 await to_the_end(_clear, image, ranges)
+                point("smp.fill.begun")
                 tally = await source.gather(decision.job, version, ranges, image)
         except BaseException:
             self._vault.give_back(segment)
             raise
         self._lent["fill"] = segment
+        point("smp.fill.gathered")
         filled = pb.Filled(
             path=str(segment.path),
             image_offset=HEADER_BYTES,
@@ -180,6 +192,7 @@ class Lending:
         try:
             with segment.image(offsets[-1]) as image:
                 await source.gather(decision.job, version, ranges, image)
+            point("smp.manifests.gathered")
         except BaseException:
             self._vault.give_back(segment)
             raise
@@ -247,6 +260,16 @@ class Lending:
                 "Read all that is needed before the first step",
             )
         return decision, decision.restore
+
+
+def _damaged(error: DamagedBytes) -> RequestError:
+    """For the trainer: what was decided on turned out damaged when it was read."""
+    return RequestError(
+        ErrorCode.LOST,
+        error.what,
+        "End all ranks, and start all ranks again: as long as this is damaged, they are sent back "
+        "to an older step",
+    )
 
 
 def _checked_shards(decision: Decision, shards: set[int]) -> set[int]:

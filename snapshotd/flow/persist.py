@@ -34,6 +34,7 @@ from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
 from snapshotd.metadata import PersistFacts, SlotCounters
 from snapshotd.telemetry.logs import ChangeLog
+from snapshotd.wire.points import point
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,7 @@ class Persister:
         else:
             self._log.note(task.job, done["not_removed"], logging.WARNING)
             log.info("%s of job %s is whole in the persistent tier", task.version, task.job)
+            point("smp.persist.published")
             self._mind.published(task.job, task.version, stored_from(done))
         self.on_change()
 
@@ -157,6 +159,7 @@ class Persister:
 
     async def _write(self, writing: _Writing) -> None:
         what = writing.what
+        point("smp.persist.begun")
         try:
             with self._vault.reading(what.job, what.version, what.shard) as segment:
                 writing.segment = segment
@@ -175,6 +178,7 @@ class Persister:
             self._log.note(f"{what.job}, written", reason, logging.WARNING)
             self._mind.gone(what, reason)
         else:
+            point("smp.persist.written")
             self._mind.wrote(what)
         finally:
             if self._writing.get(what.job) is writing:

@@ -182,10 +182,12 @@ class BlocksService:
         Raises:
             DamagedBytes: they are not what was sealed.
         """
+        point("smp.ranges.begun")
         with sealed.image(sealed.record.image_bytes) as image:
             for chunk in gathered(image, sealed.record, spans):
                 yield chunk, xxhash.xxh3_128_digest(chunk)
                 self._store.sent(len(chunk))
+                point("smp.ranges.sent")
 
     async def _bounded(self, wait: Awaitable[T], did: str) -> T:
         try:

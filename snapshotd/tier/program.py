@@ -22,6 +22,7 @@ from snapshotd.core.persist import Schedule, leftovers, removable
 from snapshotd.errors import DamagedBytes, SnapshotdError
 from snapshotd.metadata import Stored, Version
 from snapshotd.tier.store import Store
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
@@ -49,7 +50,9 @@ class Errand:
         """Raises SnapshotdError."""
         match self._request["what"]:
             case "look":
-                self._say(done=stored_to(self._store.look()))
+                stored = self._store.look()
+                point("tier.look.done")
+                self._say(done=stored_to(stored))
             case "write":
                 self._write()
             case "publish":
@@ -62,6 +65,7 @@ class Errand:
             case "ranges":
                 for piece in self._store.pieces(self._version, self._request["spans"]):
                     self._out.write(piece)
+                    point("tier.ranges.piece")
                 self._out.flush()
             case what:
                 raise ValueError(f"there is no errand {what!r}")
@@ -126,8 +130,10 @@ class Errand:
     def _read(self) -> None:
         record = self._store.indexed_seal(self._version, self._request["shard"])
         self._tell(record)
+        point("tier.read.known")
         for chunk in self._store.read(self._version, record):
             self._out.write(chunk)
+            point("tier.read.chunk")
         self._out.flush()
 
 

@@ -22,6 +22,7 @@ from snapshotd.errors import CallerError, DamagedBytes, RequestError, SnapshotdE
 from snapshotd.metadata import Stored, StoredStep, Version
 from snapshotd.tier import layout
 from snapshotd.tier.streams import AT_ONCE, Throttle, ahead, chunks, read_exactly
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
@@ -194,14 +195,18 @@ class Store:
             for at, chunk in chunks(image):
                 check_range(chunk, at, record.image_bytes, record.grain_digests)
                 file.write(chunk)
+                point("tier.write.part")
                 throttle.passed(len(chunk))
                 progress(at + len(chunk), total)
+        point("tier.write.closed")
         at = 0
         for chunk in self.read(version, record):
             throttle.passed(len(chunk))
             at += len(chunk)
             progress(record.image_bytes + at, total)
+        point("tier.write.verified")
         self._put(layout.seal_path(self._root, version, record.shard), record.SerializeToString())
+        point("tier.write.recorded")
         return True
 
     def publish(self, version: Version, world: int, number: int) -> layout.Index:
@@ -216,9 +221,11 @@ class Store:
         for path, seal in zip(paths, seals, strict=True):
             if seal.world != world:
                 raise DamagedBytes(f"{path} is of a job of {seal.world} ranks, not {world}")
+        point("tier.publish.begun")
         step = StoredStep(version, world, number, time.time())
         index = layout.index_of(self.job, step, seals)
         self._put(layout.index_path(self._root, version), index.to_bytes())
+        point("tier.publish.indexed")
         return index
 
     # -- reading
@@ -293,9 +300,11 @@ class Store:
             for version in versions:
                 with suppress(FileNotFoundError):
                     self._fs.rm_file(layout.index_path(self._root, version))
+                    point("tier.remove.unlisted")
                 with suppress(FileNotFoundError):
                     directory = f"{layout.data_path(self._root)}/{layout.version_name(version)}"
                     self._fs.rm(directory, recursive=True)
+                point("tier.remove.done")
 
     # -- small parts
 
@@ -343,6 +352,7 @@ class Store:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
+                point("tier.put.half")
                 os.replace(half, path)  # noqa: PTH105  paths of fsspec are text
             else:
                 self._fs.pipe_file(path, text)
