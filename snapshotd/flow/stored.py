@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 from snapshotd.coding.digest import check_range, chunk_digests
@@ -37,7 +39,7 @@ class StoredShards:
         self._vault = vault
         self._url = url
         self._records: dict[tuple[str, Version], dict[int, SealRecord]] = {}
-        #: A grain that was damaged when a trainer wanted it, of each step where that was so.
+        #: Of each step where a trainer came upon damage: the range that it was in.
         self._suspects: dict[tuple[str, Version], Range] = {}
 
     def request(self, what: str, job: str, version: Version) -> dict[str, Any]:
@@ -98,8 +100,8 @@ class StoredShards:
     async def attempt(self, job: str, version: Version, shards: Collection[int]) -> None:
         """Read records anew, and of each shard the first and the last grain.
 
-        Also the one that was damaged when it was read last, if there was one: so a step whose
-        damage only a trainer came upon is not decided on again.
+        Also what was damaged when a trainer wanted it, if anything was: so a step whose damage only
+        a trainer came upon is not decided on again.
 
         Raises:
             DamagedBytes: they are not there whole. TierError: they could not be read.
@@ -108,13 +110,13 @@ class StoredShards:
         suspect = self._suspects.get((job, version))
         wanted = {*shards, suspect.shard} if suspect else set(shards)
         records = await self._known(job, version, wanted)
-        ends = [
-            (s, at) for s, r in records.items() if r.image_bytes for at in (0, r.image_bytes - 1)
-        ]
-        if suspect is not None:
-            ends.append((suspect.shard, suspect.offset))
-        tried = [Range(shard, at, 1, to) for to, (shard, at) in enumerate(ends)]
-        await self._gather(job, version, tried, memoryview(bytearray(len(tried))), attempts=1)
+        sizes = {s: r.image_bytes for s, r in records.items() if r.image_bytes}
+        tried = [Range(s, at, 1, 0) for s, size in sizes.items() for at in (0, size - 1)]
+        tried += [suspect] if suspect else []
+        starts = accumulate((r.length for r in tried), initial=0)
+        tried = [replace(r, to=to) for r, to in zip(tried, starts, strict=False)]
+        room = memoryview(bytearray(sum(r.length for r in tried)))
+        await self._gather(job, version, tried, room, attempts=1)
         self._suspects.pop((job, version), None)
 
     async def records(
