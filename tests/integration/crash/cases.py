@@ -9,8 +9,8 @@ from itertools import count
 from snapshotd.wire.points import POINTS, Action
 
 WORLD = 4
-#: The nodes of the two ranks that take up what WORLD ranks saved.
-REGROUPED = (2, 3)
+#: The nodes of the three ranks that take up what WORLD ranks saved; rank r reads at node r first.
+REGROUPED = (1, 2, 3)
 
 #: Kinds of clusters: without a persistent tier, the same over gRPC, and with one.
 MEMORY, GRPC, TIER = "memory", "grpc", "tier"
@@ -246,8 +246,8 @@ def _victim(role: str, path: str, name: str, turn: int) -> int:
         return 0
     if path.startswith("regroup"):
         if role == "trainer" or (role == "smp" and name.startswith("ranges.")):
-            return turn % 2  # two ranks take it up, from the nodes whose shards they read
-        return REGROUPED[turn % 2]
+            return turn % len(REGROUPED)
+        return REGROUPED[turn % len(REGROUPED)]
     return turn
 
 

@@ -166,7 +166,7 @@ def orphan(world: World, case: Case) -> Life:
 
 
 def regroup(world: World, case: Case) -> Life:
-    """Two ranks, on two nodes, take up what four saved."""
+    """Three ranks, each on another node than before, take up what four saved."""
     world.committed(case)
     world.arm(case)
     return _struck_in(world, case, world.start(case, REGROUPED, watches=True))
@@ -190,7 +190,7 @@ def stored(world: World, case: Case) -> Life:
 
 
 def regroup_stored(world: World, case: Case) -> Life:
-    """The same, and two ranks take up what four saved."""
+    """The same, and three ranks take up what four saved."""
     return _after_all_is_lost(world, case, REGROUPED)
 
 
