@@ -50,13 +50,15 @@ from snapshotd.tier.store import Store
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 from snapshotd.wire.v1.segment_pb2 import Version as VersionMessage
 
-from .violation import must
+from .violation import Violation, must
 
 JOB = "job"
 HOMES = [Home(n, 0) for n in "abcd"]
 SCHEDULE = Schedule(0.0, 3, 2, 4)
 IMAGE_BYTES = 9_000  # three grains
 PATIENCE_S = 10.0
+#: Two files rot at most, each of another step.
+MOST_DECISIONS = 3
 
 
 class Died(BaseException):
@@ -328,7 +330,7 @@ class World:
         self, view: TierView, known: JobFacts | None, homes: list[Home], *, able: bool
     ) -> Decision:
         """Decide, have all ranks read, decide again; the same for all, or nothing."""
-        while True:
+        for _ in range(MOST_DECISIONS):
             slots = {
                 home: SlotFacts(
                     0,
@@ -352,6 +354,7 @@ class World:
             if not failed:
                 return outcome
             view = learned(view, outcome, failed)
+        raise Violation("what is damaged is not decided on again", str(view))
 
     def _staged(self, decision: Decision, slots: dict[Home, SlotFacts]) -> dict[Home, SlotFacts]:
         """What the slots say that cannot load; empty where all can, and have the right bytes."""

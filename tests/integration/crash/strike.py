@@ -46,10 +46,10 @@ def strike(world: World, case: Case) -> Outcome:
         what += _comes_back(world, case, least)
     else:
         what = _given_up(world, case)
-    world.drop(case)
-    world.check_clean()
     if world.kind == TIER:
         world.check_tier(case)
+    world.drop(case)
+    world.check_clean()
     return Outcome(case, what, time.monotonic() - began_s)
 
 
