@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any
 from unittest import mock
 
@@ -61,10 +62,10 @@ def _the_oldest_is_taken() -> tuple[Any, str, Any]:
 def _images_are_deleted_before_their_index() -> tuple[Any, str, Any]:
     def remove(self: Store, versions: Iterable[Version]) -> None:
         for version in versions:
-            self._fs.rm(
-                f"{layout.data_path(self._root)}/{layout.version_name(version)}", recursive=True
-            )
-            self._fs.rm_file(layout.index_path(self._root, version))
+            with self._asking("delete"), suppress(FileNotFoundError):
+                data = f"{layout.data_path(self._root)}/{layout.version_name(version)}"
+                self._fs.rm(data, recursive=True)
+                self._fs.rm_file(layout.index_path(self._root, version))
 
     return Store, "remove", remove
 

@@ -111,6 +111,11 @@ class Files(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
         super().rm_file(path)
         self.strike("after delete", path)
 
+    def rm(self, path: str, recursive: bool = False, maxdepth: Any = None) -> None:  # noqa: FBT001, FBT002
+        self.strike("before delete", path)
+        super().rm(path, recursive, maxdepth)
+        self.strike("after delete", path)
+
     def _open(self, path: str, mode: str = "rb", **more: Any) -> Any:
         self.strike(f"open {mode}", path)
         file = super()._open(path, mode=mode, **more)
