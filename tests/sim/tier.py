@@ -111,7 +111,7 @@ class Files(MemoryFileSystem):  # type: ignore[misc]  # fsspec has no types
         super().rm_file(path)
         self.strike("after delete", path)
 
-    def rm(self, path: str, recursive: bool = False, maxdepth: Any = None) -> None:  # noqa: FBT001, FBT002
+    def rm(self, path: str, recursive: bool = False, maxdepth: Any = None) -> None:
         self.strike("before delete", path)
         super().rm(path, recursive, maxdepth)
         self.strike("after delete", path)
@@ -347,9 +347,9 @@ class World:
                 )
                 for shard, home in enumerate(homes)
             }  # fmt: skip
-            outcome = decide(
-                Situation(JOB, slots, known, (), PATIENCE_S, 0.0, homes[0].node, 4, 1, tier=view)
-            )
+            floor = 2 + int(100 * self.now_s)  # the clock outruns any course of decisions
+            now = Situation(JOB, slots, known, (), PATIENCE_S, 0.0, "a", 4, 1, floor, view)
+            outcome = decide(now)
             must(not isinstance(outcome, Wait), "a tier that was seen is decided on", str(outcome))
             assert isinstance(outcome, Decision)
             if outcome.restore is None:
