@@ -16,7 +16,8 @@ from snapshotd.metadata import StoredStep, Version
 from snapshotd.tier import layout
 from snapshotd.tier.store import Store
 
-from .tier import Files, World
+from .files import Files
+from .tier import World
 from .violation import Violation
 
 SEEDS = range(8)
