@@ -155,8 +155,9 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     budget = Budget(settings.shm_dir, settings.budget_bytes)
     arena = Arena(settings.shm_dir / f"slot-{settings.slot}", budget)
     machine = SlotMachine(home, settings.generations)
-    keep_free = settings.generations * max(1, settings.parity)
-    vault = Vault(arena, machine, settings.cluster_id, keep_free)
+    vault = Vault(
+        arena, machine, settings.cluster_id, settings.generations * max(1, settings.parity)
+    )
     conduct = Conduct()
     intake = Intake(vault, machine, conduct)
     # Adopted before anything can ask: nothing unverified is ever served.
@@ -171,12 +172,14 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     link = Link(settings.run_dir / LINKS_SOCKET)
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
+    persister = _persister(settings, machine, vault)
     transfers = Transfers(home, vault, client, coding.codec, conduct)
-    smp = Smp(
-        machine, vault, transfers, link, lock, rooms, conduct, _persister(settings, machine, vault)
-    )
+    smp = Smp(machine, vault, transfers, link, lock, rooms, conduct, persister)
     smp.lending = Lending(
-        machine, vault, Gatherer(home, vault, client, coding.codec, conduct, smp.reachable)
+        machine,
+        vault,
+        Gatherer(home, vault, client, coding.codec, conduct, smp.reachable),
+        persister.stored if persister else None,
     )
     server = SERVERS[settings.plane](
         Serving(vault, intake, cluster_id, settings.stall_s, identity, bandwidth)

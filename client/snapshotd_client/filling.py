@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from google.protobuf.message import DecodeError
 
+from snapshotd.wire.points import point
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.buffers import Reading
@@ -27,13 +28,15 @@ class Taken:
         local: of these, from this slot's own memory.
         copied: ... from others that hold the shard.
         decoded: ... rebuilt from the erasure code.
-        received: from other nodes, for all of it.
+        stored: ... out of the persistent tier.
+        received: from other nodes or the persistent tier, for all of it.
     """
 
     read: int = 0
     local: int = 0
     copied: int = 0
     decoded: int = 0
+    stored: int = 0
     received: int = 0
 
 
@@ -45,6 +48,7 @@ def manifests(ask: Ask) -> dict[int, segment_pb2.Manifest]:
         DaemonGone: as `_lent`.
     """
     gathered = ask(pb.ToDaemon(manifests=pb.Manifests())).manifests_gathered
+    point("trainer.manifests.answered")
     found = {}
     with _lent(ask):
         for piece in gathered.pieces:
@@ -72,10 +76,12 @@ def filled(ask: Ask, ranges: Ranges, image_bytes: int, taken: Taken) -> Iterator
         DaemonGone: as `_lent`.
     """
     answer = ask(pb.ToDaemon(fill=ranges.message(image_bytes))).filled
+    point("trainer.fill.answered")
     taken.read += ranges.nbytes
     taken.local += answer.bytes_local
     taken.copied += answer.bytes_copied
     taken.decoded += answer.bytes_decoded
+    taken.stored += answer.bytes_stored
     taken.received += answer.bytes_received
     with _lent(ask):
         reading = Reading(answer.path, answer.image_offset, image_bytes, private=True)

@@ -90,6 +90,7 @@ class WayBack:
             values=values,
             bytes_copied=reply.bytes_copied + self._taken.copied,
             bytes_decoded=reply.bytes_decoded + self._taken.decoded,
+            bytes_stored=self._taken.stored,
             bytes_received=self._taken.received,
             saved_world=saved_world,
             skipped=self._skipped,

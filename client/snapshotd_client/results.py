@@ -17,8 +17,11 @@ class Restored:
         values: the keyword values given to `step()` then.
         bytes_copied: of the shards that this rank's state was in, brought over from another node.
         bytes_decoded: of these, rebuilt from the erasure code.
+        bytes_stored: read for this rank out of the persistent tier, where another number of ranks
+            had saved the step there.
         bytes_received: over the network, for what its own shard did not have: by its node for
-            another layout, or by itself from ranks that hold the same.
+            another layout, from other nodes or the persistent tier; or by itself from ranks that
+            hold the same.
         saved_world: how many ranks saved it.
         skipped: what did not fit and was left as it was, with `strict=False`; sentences.
         rng: "restored", or "seeded" anew, from job, step and rank, after another number of ranks.
@@ -32,6 +35,7 @@ class Restored:
     values: dict[str, Any] = field(default_factory=dict)
     bytes_copied: int = 0
     bytes_decoded: int = 0
+    bytes_stored: int = 0
     bytes_received: int = 0
     saved_world: int = 0
     skipped: tuple[str, ...] = ()

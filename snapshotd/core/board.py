@@ -24,13 +24,13 @@ from snapshotd.core.restore import (
     Situation,
     Wait,
     decide,
-    saved_world,
     stating_node,
     waiting_shards,
     within_lineage,
 )
 from snapshotd.core.shelter import Absence, keepers, nodes_of
 from snapshotd.core.tier import TierView, learned
+from snapshotd.core.worlds import saved_world
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from snapshotd.core.protection import Slots, demanded, newest_protected
-from snapshotd.core.restore import abandoned, released
+from snapshotd.core.release import abandoned, released
 from snapshotd.metadata import Decision, JobFacts, Version
 
 _NEVER = Version(-1, -1)  # before any version

@@ -290,7 +290,8 @@ class Persistence:
             if lost:
                 work.begun = None
                 return []
-        following = self._resumable(job, work.stored, slots)
+        # What another number of ranks saved is theirs: these homes hold no shards of it.
+        following = None if job.handed_on else self._resumable(job, work.stored, slots)
         if following is None and self._due(job, work, now_s, unix_s):
             following = job.committed
         if following is not None:
@@ -311,9 +312,14 @@ class Persistence:
         return [work.running]
 
     def _due(self, job: JobFacts, work: _Work, now_s: float, unix_s: float) -> bool:
-        """Whether the restore point is to be written now."""
+        """Whether the restore point is to be written now; never one that others saved."""
         point, stored = job.committed, work.stored
-        if point is None or stored is None or any(s.version == point for s in stored.steps):
+        if (
+            point is None
+            or stored is None
+            or job.handed_on
+            or any(s.version == point for s in stored.steps)
+        ):
             return False
         newest = max(stored.steps, key=lambda s: s.number, default=None)
         last = work.begun or ((newest.version, newest.unix_s) if newest else None)

@@ -26,8 +26,16 @@ from typing import Final
 
 from snapshotd.core.placement import form_groups
 from snapshotd.core.protection import Slots
-from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of, world_of
+from snapshotd.core.recovery import Missing, Origin, candidates, survey, tier_of
 from snapshotd.core.tier import TierView, fall_through
+from snapshotd.core.worlds import (
+    MAX_NAMED,
+    all_able,
+    other_world,
+    saved_groups,
+    saved_world,
+    unable,
+)
 from snapshotd.errors import CallerError
 from snapshotd.metadata import (
     Decision,
@@ -36,7 +44,6 @@ from snapshotd.metadata import (
     Home,
     JobFacts,
     RefusalKind,
-    SlotFacts,
     Stored,
     Tier,
     TrainerFacts,
@@ -44,8 +51,6 @@ from snapshotd.metadata import (
 )
 from snapshotd.wire.protocol import MAX_EPOCH
 
-#: Shards named in one sentence that goes to every slot.
-MAX_NAMED: Final = 16
 #: Starts of a job named in it, where none is complete.
 MAX_STARTS: Final = 4
 
@@ -125,7 +130,7 @@ def decide(now: Situation) -> Decision | Wait | None:
 def _decide_anew(
     now: Situation, by_shard: list[TrainerFacts], homes: Mapping[int, Home]
 ) -> Decision | Wait:
-    problem = _other_world(now, by_shard)
+    problem = other_world(now.slots, now.known, by_shard)
     if problem and not all(t.allow_fresh for t in by_shard):
         return _refused(now, by_shard, (), RefusalKind.OTHER_WORLD, problem)
     try:
@@ -213,46 +218,6 @@ def _incomplete(waiting: _Start) -> str:
     return ""
 
 
-def _other_world(now: Situation, trainers: list[TrainerFacts]) -> str:
-    """Why these trainers cannot take up the job's restore point; empty when they can."""
-    known, world = now.known, len(trainers)
-    if known is None or known.committed is None:
-        return ""
-    if known.world != world and _trains(now, known):
-        return f"job {now.job!r} trains on {known.world} ranks now, and {world} ask to restore it"
-    before = saved_world(now.slots, known, now.job, known.committed)
-    unable = [str(t.shard) for t in trainers if not t.reshard]
-    if before in (0, world) or not unable:
-        return ""
-    some = "" if len(unable) == world else f"; not able to: rank {', '.join(unable[:MAX_NAMED])}"
-    return (
-        f"job {now.job!r} was saved by {before} ranks and {world} ask to restore it, at "
-        f"{known.committed}{some}"
-    )
-
-
-def _trains(now: Situation, known: JobFacts) -> bool:
-    """Whether all ranks of the decision in force live, and have had their answer."""
-    decision = known.decision
-    if decision is None:
-        return False
-    for member in (m for g in decision.groups for m in g.members):
-        facts = now.slots.get(member.home)
-        trainer = facts.trainer if facts else None
-        if trainer is None or trainer.decision != decision.id or not trainer.present:
-            return False
-    return True
-
-
-def saved_world(slots: Slots, known: JobFacts | None, job: str, version: Version) -> int:
-    """How many ranks saved a version; 0 where nobody knows."""
-    if known is not None and version.epoch == known.lineage:
-        return known.world
-    if known is not None and known.decision is not None and version == known.committed:
-        return known.saved_world
-    return world_of(slots, job, version) or (known.world if known is not None else 0)
-
-
 def _failed(slots: Slots, decision: Decision) -> bool:
     return any(
         f.trainer is not None and f.trainer.decision == decision.id and f.trainer.failure
@@ -276,7 +241,9 @@ def _choose(
         if point is not None and version < point and not impatient:
             break
         decided = _stated(now, trainers, groups, restore=version, tier=tier_of(origins))
-        return decided if saved == world else _handed_on(now, decided, version, saved)
+        if saved == world:
+            return decided
+        return replace(decided, saved_world=saved, saved_groups=saved_groups(now.known, version))
     if not impatient:
         return Wait(_waiting_for_nodes(now, point))
     stored = _from_tier(now, trainers, groups)
@@ -292,21 +259,10 @@ def _choose(
 
 def _candidates(now: Situation, trainers: list[TrainerFacts]) -> list[tuple[Version, int]]:
     """Versions that these trainers may go back to, newest first, and how many ranks saved each."""
-    world, able = len(trainers), all(t.reshard for t in trainers)
+    world, able = len(trainers), all_able(trainers)
     versions = (v for v in candidates(now.slots, now.job) if within_lineage(v, now.known))
     saved = ((v, saved_world(now.slots, now.known, now.job, v) or world) for v in versions)
     return [(v, count) for v, count in saved if able or count == world]
-
-
-def _handed_on(now: Situation, decided: Decision, version: Version, saved: int) -> Decision:
-    """The same for what `saved` other ranks saved, and for those who keep it now."""
-    known = now.known
-    groups: tuple[Group, ...] = ()
-    if known is not None and version == known.committed:
-        groups = known.keeping
-    elif known is not None and known.decision is not None and version.epoch == known.lineage:
-        groups = known.decision.groups
-    return replace(decided, saved_world=saved, saved_groups=groups)
 
 
 def _from_tier(
@@ -315,13 +271,18 @@ def _from_tier(
     """What the persistent tier has for a job that memory cannot serve; None where nothing."""
     if now.tier is None:
         return None
-    found = fall_through(now.tier, _in_tier(now), len(trainers), now.waited_s, now.patience_s)
+    lineage, world = _in_tier(now), len(trainers)
+    able = all_able(trainers)
+    found = fall_through(now.tier, lineage, world, now.waited_s, now.patience_s, able=able)
     if found.wait:
         return Wait(found.wait, looks=True)
-    if found.version is not None:
-        return _stated(now, trainers, groups, restore=found.version, tier=Tier.PERSISTENT)
+    if found.step is not None:
+        step = found.step
+        decided = _stated(now, trainers, groups, restore=step.version, tier=Tier.PERSISTENT)
+        # It lies in the tier, and no group keeps it.
+        return decided if step.world == world else replace(decided, saved_world=step.world)
     if found.other_world and not all(t.allow_fresh for t in trainers):
-        why = f"job {now.job!r} {found.other_world}"
+        why = f"job {now.job!r} {found.other_world}{unable(trainers)}"
         return _refused(now, trainers, groups, RefusalKind.OTHER_WORLD, why)
     return None
 
@@ -413,67 +374,3 @@ def _next_epoch(now: Situation) -> int:
     held = [v.epoch for v in (*candidates(now.slots, now.job), *_in_tier(now))]
     known = [now.known.epoch if now.known else 0, *held]
     return max(1 + max(known), now.epoch_floor)
-
-
-def released(decision: Decision, slots: Slots) -> bool:
-    """Whether every trainer's slot has staged the decision, also where the trainer is gone since.
-
-    Once it is true it stays so, for whoever sees it later than others did.
-    """
-    staged = {
-        f.trainer.shard: f.trainer.incarnation
-        for f in slots.values()
-        if f.trainer is not None and f.trainer.decision == decision.id and f.trainer.staged
-    }
-    for member in (m for g in decision.groups for m in g.members):
-        facts = slots.get(member.home)
-        if facts is not None and facts.has_staged(decision):
-            staged[member.shard] = decision.incarnations[member.shard]
-    return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
-
-
-def abandoned(decision: Decision, slots: Slots) -> bool:
-    """Whether those it is for are gone, so that it will not be released, or is read by nobody.
-
-    A restore needs all of them. It is given up where a home tells of somebody else, or of nobody,
-    and has surely not staged it: else others may have seen it released. A refusal is kept as long
-    as anybody waits.
-    """
-    if decision.refusal:
-        trainers = (f.trainer for f in slots.values())
-        return not any(t and t.waiting and t.incarnation in decision.incarnations for t in trainers)
-    vows = (v for f in slots.values() for v in f.vows if v.job == decision.job and v.staged)
-    if any(v.staged != decision.id for v in vows):
-        return False  # an earlier one, of which that is not known
-    for member in (m for g in decision.groups for m in g.members):
-        facts = slots.get(member.home)
-        if facts is None or not facts.address or facts.has_staged(decision) is not False:
-            continue  # nothing is known of it now, or not enough
-        here = facts.trainer.incarnation if facts.trainer else ""
-        if here != decision.incarnations[member.shard]:
-            return True
-    return False
-
-
-def should_adopt(trainer: TrainerFacts, decision: Decision, slots: Slots) -> bool:
-    """Whether a slot's waiting trainer moves to `decision` from the one it follows now."""
-    if not trainer.waiting or decision.job != trainer.job:
-        return False
-    if decision.incarnations[trainer.shard : trainer.shard + 1] != (trainer.incarnation,):
-        return False
-    if trainer.decision is None:
-        return True
-    if decision.id <= trainer.decision:
-        return False
-    return not trainer.staged or _killed(trainer.decision, decision, slots.values())
-
-
-def _killed(old: DecisionId, new: Decision, slots: Iterable[SlotFacts]) -> bool:
-    """Whether some trainer of `new` has left `old` behind, so that `old` is never released."""
-    return any(
-        f.trainer is not None
-        and f.trainer.incarnation in new.incarnations
-        and f.trainer.decision is not None
-        and f.trainer.decision > old
-        for f in slots
-    )

@@ -26,8 +26,8 @@ from snapshotd.core.instructions import (
 from snapshotd.core.newcomers import check_newcomer
 from snapshotd.core.pace import Pace
 from snapshotd.core.protection import Slots, demanded, kept, lacking
+from snapshotd.core.release import should_adopt
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
-from snapshotd.core.restore import should_adopt
 from snapshotd.core.retention import Retention
 from snapshotd.core.vows import Vows
 from snapshotd.core.writing import Claim, Writing

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from snapshotd.core.protection import Slots
-from snapshotd.metadata import Decision, Stored, Tier, Version
+from snapshotd.metadata import Decision, Stored, StoredStep, Tier, Version
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,11 @@ class TierView:
     error: str = ""
     bad: Mapping[Version, str] = field(default_factory=dict)
 
-    def candidates(self, world: int) -> list[Version]:
-        """Good steps saved by so many ranks, newest first."""
+    def candidates(self, world: int, *, able: bool) -> list[StoredStep]:
+        """Good steps, newest first: where ranks are not `able` to take others', by so many."""
         steps = self.stored.steps if self.stored else ()
-        found = (s.version for s in steps if s.world == world and s.version not in self.bad)
-        return sorted(found, reverse=True)
+        found = (s for s in steps if (able or s.world == world) and s.version not in self.bad)
+        return sorted(found, key=lambda s: s.version, reverse=True)
 
     def other_worlds(self, world: int) -> set[int]:
         """How many ranks saved the steps that `world` ranks cannot take."""
@@ -60,12 +60,12 @@ class Fall:
     """What the tier has for a restore: at most one of these; none of them: nothing.
 
     Attributes:
-        version: the step to take.
+        step: the one to take.
         wait: why that is not known yet: it must be looked.
-        other_world: there are steps, of other numbers of ranks.
+        other_world: there are steps, of other numbers of ranks, and these cannot take them.
     """
 
-    version: Version | None = None
+    step: StoredStep | None = None
     wait: str = ""
     other_world: str = ""
 
@@ -76,8 +76,13 @@ def fall_through(
     world: int,
     waited_s: float,
     patience_s: float,
+    *,
+    able: bool,
 ) -> Fall:
-    """The newest good step among those of the `lineage` that `world` ranks can take."""
+    """The newest good step among those of the `lineage` that `world` ranks can take.
+
+    `able`: they can take up what another number of ranks saved.
+    """
     if view.stored is None:
         if view.error and waited_s >= patience_s:
             return Fall()
@@ -85,10 +90,10 @@ def fall_through(
         return Fall(wait=f"memory has nothing to restore; the persistent tier {view.where}: {why}")
     if view.error and waited_s >= 2 * patience_s:
         return Fall()  # there, and not to be had
-    version = next((v for v in view.candidates(world) if v in lineage), None)
-    others = view.other_worlds(world)
-    if version is not None or not others or view.bad:
-        return Fall(version)
+    step = next((s for s in view.candidates(world, able=able) if s.version in lineage), None)
+    others = set() if able else view.other_worlds(world)
+    if step is not None or not others or view.bad:
+        return Fall(step)
     saved = f"was saved to {view.where} by {max(others)} ranks, and {world} ask to restore it"
     return Fall(other_world=saved)
 

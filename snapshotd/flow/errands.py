@@ -161,10 +161,10 @@ def stored_from(done: dict[str, Any]) -> Stored:
 
 
 async def record_of(errand: Errand) -> SealRecord:
-    """The record of the image that follows. Raises DamagedBytes, TierError."""
+    """The next record. Raises DamagedBytes, TierError."""
     answer = await errand.answer()
     try:
-        record = SealRecord.FromString(base64.b64decode(answer["image"], validate=True))
+        record = SealRecord.FromString(base64.b64decode(answer["record"], validate=True))
         check_seal(record)
     except (binascii.Error, DecodeError, RequestError) as error:
         raise DamagedBytes(f"the record of a shard there: {error}") from error

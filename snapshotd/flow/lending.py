@@ -8,26 +8,35 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Collection, Coroutine, Sequence
 from contextlib import suppress
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 from snapshotd.core.ranges import Range, check_ranges, gaps
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import CallerError, NoRoom, RequestError, SnapshotdError
+from snapshotd.errors import (
+    CallerError,
+    DamagedBytes,
+    NoRoom,
+    PeerError,
+    RequestError,
+    SnapshotdError,
+)
 from snapshotd.flow.ranges import Gatherer
+from snapshotd.flow.rows import Tally
+from snapshotd.flow.stored import StoredShards
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import Decision, Version
+from snapshotd.metadata import Decision, Tier, Version
 from snapshotd.rpc.checks import checked_size, malformed
 from snapshotd.rpc.trainers import refused
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, TRANSFER_BYTES, ErrorCode
+from snapshotd.wire.v1 import segment_pb2 as seg
 from snapshotd.wire.v1 import trainer_pb2 as pb
 
-#: Records of shards that are asked for at a time.
-RECORDS_AT_ONCE = 8
 #: For the first orders, where a daemon was started again meanwhile.
 ORDERS_S = 5.0
 #: Until generations that nobody needs have given way.
@@ -36,13 +45,43 @@ GIVE_WAY_S = 0.5
 _ZEROS = bytes(TRANSFER_BYTES)
 
 
+class Source(Protocol):
+    """Something that has all shards of a version: the memory of the slots, or the tier.
+
+    What cannot be had raises a SnapshotdError, and for bytes that are wrong DamagedBytes.
+    """
+
+    async def attempt(self, job: str, version: Version, shards: Collection[int]) -> None:
+        """Try that shards can be read."""
+
+    async def sizes(self, job: str, version: Version, shards: Collection[int]) -> dict[int, int]:
+        """Image lengths of shards."""
+
+    async def records(
+        self, job: str, version: Version, shards: Collection[int]
+    ) -> dict[int, seg.SealRecord]:
+        """What was sealed of shards."""
+
+    async def gather(
+        self, job: str, version: Version, ranges: Sequence[Range], image: memoryview
+    ) -> Tally:
+        """Fill ranges of `image` with ranges of shards; the rest of it stays as it is."""
+
+
 class Lending:
     """Serves `Manifests` and `Fill` of one slot's trainer."""
 
-    def __init__(self, machine: SlotMachine, vault: Vault, gatherer: Gatherer) -> None:
+    def __init__(
+        self,
+        machine: SlotMachine,
+        vault: Vault,
+        gatherer: Gatherer,
+        stored: StoredShards | None = None,
+    ) -> None:
         self._machine = machine
         self._vault = vault
         self._gatherer = gatherer
+        self._stored = stored
         self._heard = asyncio.Event()
         self._lent: dict[str, Segment] = {}
         self._working: dict[str, asyncio.Task[pb.ToTrainer]] = {}
@@ -61,6 +100,8 @@ class Lending:
         self._take_back(kind)
         try:
             return await task
+        except DamagedBytes as error:
+            return pb.ToTrainer(refused=refused(_damaged(error)))
         except SnapshotdError as error:
             return pb.ToTrainer(refused=refused(error))
         finally:
@@ -72,10 +113,21 @@ class Lending:
         """Orders have come."""
         self._heard.set()
 
-    async def attempt(self, decision: Decision, shards: Iterable[int]) -> None:
+    async def attempt(self, decision: Decision, shards: Collection[int]) -> None:
         """Try that shards can be read. Raises SnapshotdError: they cannot."""
         assert decision.restore is not None, "there is nothing to try of a fresh start"
-        await self._gatherer.attempt(decision.job, decision.restore, shards)
+        await self._source(decision).attempt(decision.job, decision.restore, shards)
+
+    def _source(self, decision: Decision) -> Source:
+        """What has the shards. Raises PeerError: this slot cannot read there."""
+        if decision.tier is not Tier.PERSISTENT or not decision.saved_world:
+            return self._gatherer
+        if self._stored is None:
+            raise PeerError(
+                f"{self._machine.home} has no persistent tier configured",
+                "Set the same persist.url on all nodes",
+            )
+        return self._stored
 
     def give_back(self) -> None:
         """Nothing is lent any more, and nothing is being gathered."""
@@ -94,7 +146,8 @@ class Lending:
         decision, version = await self._restored()
         ranges = await asyncio.to_thread(_ranges_from, request)
         shards = _checked_shards(decision, {r.shard for r in ranges})
-        sizes = await self._gatherer.sizes(decision.job, version, shards)
+        source = self._source(decision)
+        sizes = await source.sizes(decision.job, version, shards)
         try:
             await asyncio.to_thread(check_ranges, ranges, request.image_bytes, sizes)
         except CallerError as error:
@@ -103,17 +156,20 @@ class Lending:
         try:
             with segment.image(request.image_bytes) as image:
                 await to_the_end(_clear, image, ranges)
-                tally = await self._gatherer.gather(decision.job, version, ranges, image)
+                point("smp.fill.begun")
+                tally = await source.gather(decision.job, version, ranges, image)
         except BaseException:
             self._vault.give_back(segment)
             raise
         self._lent["fill"] = segment
+        point("smp.fill.gathered")
         filled = pb.Filled(
             path=str(segment.path),
             image_offset=HEADER_BYTES,
             bytes_local=tally.local,
             bytes_copied=tally.copied,
             bytes_decoded=tally.decoded,
+            bytes_stored=tally.stored,
             bytes_received=tally.received,
             seconds=time.monotonic() - began_s,
         )
@@ -123,19 +179,9 @@ class Lending:
         decision, version = await self._restored()
         asked = request.shards or range(decision.saved_world or decision.world)
         shards = sorted(_checked_shards(decision, set(asked)))
-        some = asyncio.Semaphore(RECORDS_AT_ONCE)
-
-        async def record(shard: int) -> tuple[int, int]:
-            async with some:
-                found = await self._gatherer.record(decision.job, version, shard)
-            return found.manifest_bytes, found.image_bytes
-
-        tasks = [asyncio.create_task(record(shard)) for shard in shards]
-        try:
-            told = await asyncio.gather(*tasks)
-        finally:
-            for task in tasks:
-                task.cancel()
+        source = self._source(decision)
+        records = await source.records(decision.job, version, shards)
+        told = [(records[s].manifest_bytes, records[s].image_bytes) for s in shards]
         offsets = list(accumulate((length for length, _ in told), initial=0))
         ranges = [
             Range(shard, 0, length, to)
@@ -145,7 +191,8 @@ class Lending:
         segment = await self._room(decision.job, version, offsets[-1])
         try:
             with segment.image(offsets[-1]) as image:
-                await self._gatherer.gather(decision.job, version, ranges, image)
+                await source.gather(decision.job, version, ranges, image)
+            point("smp.manifests.gathered")
         except BaseException:
             self._vault.give_back(segment)
             raise
@@ -213,6 +260,16 @@ class Lending:
                 "Read all that is needed before the first step",
             )
         return decision, decision.restore
+
+
+def _damaged(error: DamagedBytes) -> RequestError:
+    """For the trainer: what was decided on turned out damaged when it was read."""
+    return RequestError(
+        ErrorCode.LOST,
+        error.what,
+        "End all ranks, and start all ranks again: as long as this is damaged, they are sent back "
+        "to an older step",
+    )
 
 
 def _checked_shards(decision: Decision, shards: set[int]) -> set[int]:

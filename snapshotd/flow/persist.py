@@ -1,4 +1,4 @@
-"""One slot's share in the persistent tier: writes its shard there, and brings it back.
+"""One slot's share in the persistent tier: writes its shard there.
 
 A version that is being written is kept as any reader keeps it: it leaves the books when it is
 freed, and its memory when the writing is done. So that the trainer has its buffers meanwhile, one
@@ -12,11 +12,9 @@ import base64
 import logging
 import time
 from collections.abc import Callable, Coroutine
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from snapshotd.coding.digest import chunk_digests
 from snapshotd.core.persist import (
     RETRY_FIRST_S,
     RETRY_LAST_S,
@@ -29,14 +27,14 @@ from snapshotd.core.persist import (
 )
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, NoRoom, RequestError, SnapshotdError
-from snapshotd.flow.errands import ask, look, record_of, running, stored_from
+from snapshotd.flow.errands import ask, look, stored_from
+from snapshotd.flow.stored import StoredShards
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import PersistFacts, SlotCounters, Version
+from snapshotd.metadata import PersistFacts, SlotCounters
 from snapshotd.telemetry.logs import ChangeLog
-from snapshotd.wire.protocol import TRANSFER_BYTES
-from snapshotd.wire.v1.segment_pb2 import SealRecord
+from snapshotd.wire.points import point
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +72,7 @@ class Persister:
         self._generations = generations
         self._mind = Persistence(machine.home, settings.schedule)
         self._writing: dict[str, _Writing] = {}
+        self.stored = StoredShards(vault, settings.url)
         self._log = ChangeLog(log)
         #: Called when something ended or came on.
         self.on_change: Callable[[], None] = lambda: None
@@ -135,7 +134,7 @@ class Persister:
     async def _publish(self, task: Publish) -> None:
         schedule = self._settings.schedule
         request = {
-            **self._request("publish", task.job, task.version),
+            **self.stored.request("publish", task.job, task.version),
             "world": task.world,
             "number": task.number,
             "keep_last": schedule.keep_last,
@@ -148,6 +147,7 @@ class Persister:
         else:
             self._log.note(task.job, done["not_removed"], logging.WARNING)
             log.info("%s of job %s is whole in the persistent tier", task.version, task.job)
+            point("smp.persist.published")
             self._mind.published(task.job, task.version, stored_from(done))
         self.on_change()
 
@@ -159,6 +159,7 @@ class Persister:
 
     async def _write(self, writing: _Writing) -> None:
         what = writing.what
+        point("smp.persist.begun")
         try:
             with self._vault.reading(what.job, what.version, what.shard) as segment:
                 writing.segment = segment
@@ -177,6 +178,7 @@ class Persister:
             self._log.note(f"{what.job}, written", reason, logging.WARNING)
             self._mind.gone(what, reason)
         else:
+            point("smp.persist.written")
             self._mind.wrote(what)
         finally:
             if self._writing.get(what.job) is writing:
@@ -196,7 +198,7 @@ class Persister:
         pause_s = RETRY_FIRST_S
         record = segment.record
         request = {
-            **self._request("write", what.job, what.version),
+            **self.stored.request("write", what.job, what.version),
             "path": str(segment.path),
             "record": base64.b64encode(record.SerializeToString()).decode(),
             "bytes_per_s": self._share(),
@@ -226,57 +228,3 @@ class Persister:
         node = self._machine.home.node
         slots = sum(home.node == node for home in self._machine.orders.peers)
         return self._settings.bytes_per_s / max(1, slots)
-
-    def _request(self, what: str, job: str, version: Version) -> dict[str, Any]:
-        place = (version.epoch, version.step)
-        return {"what": what, "url": self._settings.url, "job": job, "version": place}
-
-    # -- restore
-
-    async def fetch(self, job: str, shard: int, version: Version) -> None:
-        """Have a shard of a whole step here, verified.
-
-        Raises:
-            DamagedBytes: it is not there whole. TierError: it could not be read. NoRoom.
-        """
-        request = {**self._request("read", job, version), "shard": shard}
-        async with running(request) as errand:
-            record = await record_of(errand)
-            if await self._is_here(job, shard, version, record.content_digest):
-                return
-            segment = await self._vault.begin_data(job, shard, version, record.image_bytes)
-            with ExitStack() as cleanup:
-                cleanup.callback(self._vault.give_back, segment)
-                digests = b""
-                with segment.image(record.image_bytes) as image:
-                    for at in range(0, record.image_bytes, TRANSFER_BYTES):
-                        count = min(TRANSFER_BYTES, record.image_bytes - at)
-                        chunk = await errand.bytes(count)
-                        with image[at : at + count] as stored:
-                            digests += await to_the_end(_filled, stored, chunk, len(image))
-                holding = await self._vault.seal_data(
-                    segment, record.world, record.image_bytes, record.manifest_bytes, digests
-                )
-                if holding.content_digest != record.content_digest:
-                    raise DamagedBytes(
-                        f"shard {shard} at {version} came from {self._settings.url} with digest "
-                        f"{holding.content_digest.hex()}, its trainer sealed "
-                        f"{record.content_digest.hex()}"
-                    )
-                self._vault.enter(segment)
-
-    async def _is_here(self, job: str, shard: int, version: Version, digest: bytes) -> bool:
-        """Whether these very bytes were brought already, for a decision that came to nothing."""
-        try:
-            with self._vault.reading(job, version, shard) as segment:
-                await to_the_end(segment.verify)
-                record = segment.record
-                return isinstance(record, SealRecord) and record.content_digest == digest
-        except (RequestError, DamagedBytes):
-            return False
-
-
-def _filled(stored: memoryview, chunk: bytes, image_bytes: int) -> bytes:
-    """Put a chunk into its place; the digests of its grains, taken there."""
-    stored[:] = chunk
-    return chunk_digests(stored, image_bytes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack
 from typing import Final
 
@@ -32,7 +32,18 @@ from snapshotd.core.recovery import BlockPlan, Copy, Decode, Local, Missing, fin
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
-from snapshotd.flow.rows import Gathering, Row, Tally, by_shard, calls, copy_in, noting, strides
+from snapshotd.flow.rows import (
+    ATTEMPTS,
+    Gathering,
+    Row,
+    Tally,
+    by_shard,
+    calls,
+    copy_in,
+    noting,
+    strides,
+    until_done,
+)
 from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.metadata import DataHolding, Home, ParityPlace, Version
@@ -44,11 +55,7 @@ from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
 
-#: Attempts, and the longest pause between two of them: a daemon that was killed is back by then, or
-#: known to be dead.
-ATTEMPTS: Final = 12
-PAUSE_S: Final = 1.5
-#: Streams and decodes at a time.
+#: Streams, decodes, records at a time.
 AT_ONCE: Final = 8
 
 
@@ -98,10 +105,10 @@ class Gatherer:
             failed = await self._carry_out(work, found.parts, avoid)
             return "; ".join([*found.missing, *failed])
 
-        await self._persist(attempt, attempts)
+        await until_done(attempt, attempts or self._attempts)
         return work.tally
 
-    async def attempt(self, job: str, version: Version, shards: Iterable[int]) -> None:
+    async def attempt(self, job: str, version: Version, shards: Collection[int]) -> None:
         """Read a byte of each shard, of one that must be decoded a byte of each block.
 
         Raises:
@@ -121,7 +128,7 @@ class Gatherer:
         # Twice: without whoever did not answer, it may do.
         await self.gather(job, version, tried, memoryview(bytearray(len(tried))), attempts=2)
 
-    async def sizes(self, job: str, version: Version, shards: Iterable[int]) -> dict[int, int]:
+    async def sizes(self, job: str, version: Version, shards: Collection[int]) -> dict[int, int]:
         """Image lengths of some shards.
 
         Raises:
@@ -134,15 +141,31 @@ class Gatherer:
             missing = sorted(set(shards) - set(found))
             return f"shards {missing[:16]} are missing: nobody holds them" if missing else ""
 
-        await self._persist(attempt)
+        await until_done(attempt, self._attempts)
         return found
 
-    async def record(self, job: str, version: Version, shard: int) -> seg.SealRecord:
-        """What was sealed of a shard, wherever it is told.
+    async def records(
+        self, job: str, version: Version, shards: Collection[int]
+    ) -> dict[int, seg.SealRecord]:
+        """What was sealed of shards, wherever it is told.
 
         Raises:
             SnapshotdError: nobody tells.
         """
+        some = asyncio.Semaphore(AT_ONCE)
+
+        async def record(shard: int) -> seg.SealRecord:
+            async with some:
+                return await self._record(job, version, shard)
+
+        tasks = [asyncio.create_task(record(shard)) for shard in shards]
+        try:
+            return dict(zip(shards, await asyncio.gather(*tasks), strict=True))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _record(self, job: str, version: Version, shard: int) -> seg.SealRecord:
         found: list[seg.SealRecord] = []
 
         async def attempt(avoid: set[Home]) -> str:
@@ -168,23 +191,8 @@ class Gatherer:
                 return str(error)
             return ""
 
-        await self._persist(attempt)
+        await until_done(attempt, self._attempts)
         return found[0]
-
-    async def _persist(
-        self, attempt: Callable[[set[Home]], Awaitable[str]], attempts: int | None = None
-    ) -> None:
-        """Try until nothing is lacking, with pauses that grow; what is wrong now may heal."""
-        avoid: set[Home] = set()
-        why = ""
-        for count in range(attempts or self._attempts):
-            # At once the first time: others may have what one did not give.
-            await asyncio.sleep(min(PAUSE_S, 0.25 * max(0, count - 1)))
-            why = await attempt(avoid)
-            if not why:
-                return
-            log.warning("ranges are not here yet: %s", why)
-        raise PeerError(f"after {attempts or self._attempts} attempts {why}")
 
     async def _carry_out(
         self, work: Gathering, parts: Sequence[Part], avoid: set[Home]

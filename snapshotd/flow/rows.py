@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
 from snapshotd.core.ranges import Range, Spans, Targets, wanted
-from snapshotd.errors import SnapshotdError
+from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.metadata import Home, Version
 from snapshotd.rpc.ranges import MAX_RANGES, RangesReader, Sound
 from snapshotd.wire.protocol import TRANSFER_BYTES
 
+log = logging.getLogger(__name__)
+
+#: Attempts, and the longest pause between two of them: a daemon that was killed is back by then, or
+#: known to be dead.
+ATTEMPTS: Final = 12
+PAUSE_S: Final = 1.5
 #: What stands behind the end of a block that is shorter than the lost one.
 _ZEROS: Final = memoryview(bytes(TRANSFER_BYTES))
 #: What is copied within a thread before anybody may cancel it.
@@ -23,11 +31,15 @@ STRIDE_BYTES: Final = 64 * TRANSFER_BYTES
 
 @dataclass
 class Tally:
-    """Bytes of the ranges by where they came from; `received`: what other nodes sent for them."""
+    """Bytes of the ranges by where they came from.
+
+    `received`: what other nodes, or the persistent tier, sent for them.
+    """
 
     local: int = 0
     copied: int = 0
     decoded: int = 0
+    stored: int = 0
     received: int = 0
 
 
@@ -50,6 +62,28 @@ class Gathering:
             taken += count
         self.came[shard].append((offset, len(data)))
         return taken
+
+
+async def until_done(attempt: Callable[[set[Home]], Awaitable[str]], attempts: int) -> None:
+    """Try until nothing is lacking, with pauses that grow; what is wrong now may heal.
+
+    Args:
+        attempt: says what is lacking; given, and adding to it, the slots to do without.
+        attempts: so often.
+
+    Raises:
+        PeerError: it did not heal.
+    """
+    avoid: set[Home] = set()
+    why = ""
+    for count in range(attempts):
+        # At once the first time: others may have what one did not give.
+        await asyncio.sleep(min(PAUSE_S, 0.25 * max(0, count - 1)))
+        why = await attempt(avoid)
+        if not why:
+            return
+        log.warning("ranges are not here yet: %s", why)
+    raise PeerError(f"after {attempts} attempts {why}")
 
 
 class Row:

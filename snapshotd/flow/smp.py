@@ -383,7 +383,7 @@ class Smp:
                 f"{self.machine.home} has no persistent tier configured",
                 "Set the same persist.url on all nodes",
             )
-        await self._persister.fetch(job, shard, version)
+        await self._persister.stored.fetch(job, shard, version)
 
     def record_of(self, decision: Decision, shard: int) -> tuple[Segment, seg.SealRecord]:
         """The staged segment that answers a restore."""

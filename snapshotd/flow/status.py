@@ -79,7 +79,10 @@ def _handed_on(job: JobFacts) -> list[str]:
     """What another number of ranks saved is the restore point still."""
     if not job.handed_on:
         return []
-    return [f"{job.saved_world} ranks saved {job.committed}; its {job.world} ranks nothing yet"]
+    where = "" if job.keeping else ", and it is in the persistent tier alone"
+    return [
+        f"{job.saved_world} ranks saved {job.committed}{where}; its {job.world} ranks nothing yet"
+    ]
 
 
 def _causes(job: JobFacts, version: Version, board: Board, now_s: float) -> list[str]:

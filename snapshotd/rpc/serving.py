@@ -174,10 +174,12 @@ class Blocks:
         Raises:
             DamagedBytes: they are not what was sealed.
         """
+        point("smp.ranges.begun")
         with sealed.image(sealed.record.image_bytes) as image:
             for chunk in gathered(image, sealed.record, spans):
                 yield chunk, xxhash.xxh3_128_digest(chunk)
                 self._store.sent(len(chunk))
+                point("smp.ranges.sent")
 
     # -- in
 

@@ -3,8 +3,8 @@
 A process of its own, one for each errand: what the store's library takes of memory, processors
 and time is not the daemon's, and it can be ended at any moment. It reads one request from standard
 input, a line of JSON, and answers with lines of JSON on standard output: progress, then `done`. An
-image that was asked for follows `image` as it is. What went wrong is the last line on standard
-error. It ends when its standard input does, that is with the daemon.
+image that was asked for follows its `record` as it is; ranges of images come alone. What went wrong
+is the last line on standard error. It ends when its standard input does, that is with the daemon.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from snapshotd.core.persist import Schedule, leftovers, removable
 from snapshotd.errors import DamagedBytes, SnapshotdError
 from snapshotd.metadata import Stored, Version
 from snapshotd.tier.store import Store
+from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
@@ -53,19 +54,32 @@ class Errand:
         """Raises SnapshotdError."""
         match self._request["what"]:
             case "look":
-                self._say(done=stored_to(self._store.look()))
+                stored = self._store.look()
+                point("tier.look.done")
+                self._say(done=stored_to(stored))
             case "write":
                 self._write()
             case "publish":
                 self._publish()
             case "read":
                 self._read()
+            case "records":
+                for record in self._store.indexed_seals(self._version, self._request["shards"]):
+                    self._tell(record)
+            case "ranges":
+                for piece in self._store.pieces(self._version, self._request["spans"]):
+                    self._out.write(piece)
+                    point("tier.ranges.piece")
+                self._out.flush()
             case what:
                 raise ValueError(f"there is no errand {what!r}")
 
     def _say(self, **answer: object) -> None:
         self._out.write(json.dumps(answer).encode() + b"\n")
         self._out.flush()
+
+    def _tell(self, record: SealRecord) -> None:
+        self._say(record=base64.b64encode(record.SerializeToString()).decode())
 
     def _progress(self, done: int, total: int) -> None:
         """Now and then, and in the end: each line wakes the daemon."""
@@ -119,10 +133,11 @@ class Errand:
 
     def _read(self) -> None:
         record = self._store.indexed_seal(self._version, self._request["shard"])
-        text = base64.b64encode(record.SerializeToString()).decode()
-        self._say(image=text)
+        self._tell(record)
+        point("tier.read.known")
         for chunk in self._store.read(self._version, record):
             self._out.write(chunk)
+            point("tier.read.chunk")
         self._out.flush()
 
 

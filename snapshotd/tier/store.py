@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,14 +21,17 @@ from snapshotd.coding.digest import check_range
 from snapshotd.errors import CallerError, DamagedBytes, RequestError, SnapshotdError
 from snapshotd.metadata import Stored, StoredStep, Version
 from snapshotd.tier import layout
-from snapshotd.wire.protocol import TRANSFER_BYTES, grain_bytes
+from snapshotd.tier.streams import AT_ONCE, Throttle, ahead, chunks, read_exactly
+from snapshotd.wire.points import point
+from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 #: Parts of one object: S3 takes 10,000 of at least 5 MiB, and a library keeps some in memory.
 _PART_BYTES: Final = 16 << 20
 _MAX_PARTS: Final = 9000
-#: Small objects that are asked for at once.
-_AT_ONCE: Final = 16
+
+#: Of one range that is asked for; AT_ONCE of them are held.
+PIECE_BYTES: Final = 4 << 20
 
 #: Bytes that are done, of as many.
 Progress = Callable[[int, int], None]
@@ -43,21 +45,6 @@ class TierError(SnapshotdError):
 
 class Absent(DamagedBytes):
     """There is no such step, or there is no longer."""
-
-
-class Throttle:
-    """Lets so many bytes a second pass, on average; 0: all."""
-
-    def __init__(self, bytes_per_s: float) -> None:
-        self._bytes_per_s = bytes_per_s
-        self._due_s = time.monotonic()
-
-    def passed(self, count: int) -> None:
-        """Wait as long as `count` bytes take."""
-        if self._bytes_per_s > 0:
-            now_s = time.monotonic()
-            self._due_s = max(self._due_s, now_s - 1.0) + count / self._bytes_per_s
-            threading.Event().wait(max(0.0, self._due_s - now_s))
 
 
 def quiet(_done: int, _total: int) -> None:
@@ -119,7 +106,7 @@ class Store:
             except DamagedBytes as error:  # or of a later format: it is let alone, and counts
                 return version, error.what
 
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             seen = list(pool.map(step, sorted(found)))
         return Stored(
             tuple(s for s in seen if isinstance(s, StoredStep)),
@@ -157,19 +144,31 @@ class Store:
             raise DamagedBytes(f"{path} is the record of another shard")
         return record
 
+    def indexed_seals(self, version: Version, shards: Iterable[int]) -> Iterator[SealRecord]:
+        """The records of the very shards that the step's index names, in the order asked for.
+
+        Raises:
+            DamagedBytes: one of them is not there. TierError: the store refused.
+        """
+        index = self.index(version)
+
+        def seal(shard: int) -> SealRecord:
+            if shard >= index.step.world:
+                raise DamagedBytes(f"{self.url}: {version} has no shard {shard}")
+            named, record = index.shards[shard], self.seal(version, shard)
+            told = (record.image_bytes, record.manifest_bytes, record.content_digest.hex())
+            if told != (named.image_bytes, named.manifest_bytes, named.content_digest):
+                raise DamagedBytes(
+                    f"{layout.seal_path(self._root, version, shard)} is not of the bytes that the "
+                    "step's index names"
+                )
+            return record
+
+        yield from ahead(seal, shards)
+
     def indexed_seal(self, version: Version, shard: int) -> SealRecord:
-        """The record of the very shard that the step's index names. Raises DamagedBytes."""
-        index, record = self.index(version), self.seal(version, shard)
-        if shard >= index.step.world:
-            raise DamagedBytes(f"{self.url}: {version} has no shard {shard}")
-        named = index.shards[shard]
-        told = (record.image_bytes, record.manifest_bytes, record.content_digest.hex())
-        if told != (named.image_bytes, named.manifest_bytes, named.content_digest):
-            raise DamagedBytes(
-                f"{layout.seal_path(self._root, version, shard)} is not of the bytes that the "
-                "step's index names"
-            )
-        return record
+        """The one of them. Raises DamagedBytes, TierError."""
+        return next(self.indexed_seals(version, (shard,)))
 
     # -- writing
 
@@ -204,17 +203,21 @@ class Store:
         path = layout.image_path(self._root, version, record.shard)
         throttle = Throttle(bytes_per_s)
         with self._asking("write"), self._created(path, record.image_bytes) as file:
-            for at, chunk in _chunks(image):
+            for at, chunk in chunks(image):
                 check_range(chunk, at, record.image_bytes, record.grain_digests)
                 file.write(chunk)
+                point("tier.write.part")
                 throttle.passed(len(chunk))
                 progress(at + len(chunk), total)
+        point("tier.write.closed")
         at = 0
         for chunk in self.read(version, record):
             throttle.passed(len(chunk))
             at += len(chunk)
             progress(record.image_bytes + at, total)
+        point("tier.write.verified")
         self._put(layout.seal_path(self._root, version, record.shard), record.SerializeToString())
+        point("tier.write.recorded")
         return True
 
     def publish(self, version: Version, world: int, number: int) -> layout.Index:
@@ -224,14 +227,16 @@ class Store:
             DamagedBytes: some shard is not. TierError: the store refused.
         """
         paths = [layout.seal_path(self._root, version, shard) for shard in range(world)]
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
+        with ThreadPoolExecutor(AT_ONCE) as pool:
             seals = list(pool.map(lambda shard: self.seal(version, shard), range(world)))
         for path, seal in zip(paths, seals, strict=True):
             if seal.world != world:
                 raise DamagedBytes(f"{path} is of a job of {seal.world} ranks, not {world}")
+        point("tier.publish.begun")
         step = StoredStep(version, world, number, time.time())
         index = layout.index_of(self.job, step, seals)
         self._put(layout.index_path(self._root, version), index.to_bytes())
+        point("tier.publish.indexed")
         return index
 
     # -- reading
@@ -248,7 +253,7 @@ class Store:
             with file:
                 while at < record.image_bytes:
                     wanted = min(TRANSFER_BYTES, record.image_bytes - at)
-                    chunk = _read_exactly(file, wanted)
+                    chunk = read_exactly(file, wanted)
                     if len(chunk) < wanted:
                         raise DamagedBytes(
                             f"{path} has {at + len(chunk)} of {record.image_bytes} bytes"
@@ -259,6 +264,35 @@ class Store:
                         raise DamagedBytes(f"{path}: {error.what}") from error
                     yield chunk
                     at += wanted
+
+    def pieces(self, version: Version, spans: Iterable[tuple[int, int, int]]) -> Iterator[bytes]:
+        """Ranges of images, one after the other; no more of the files is asked for.
+
+        Args:
+            version: of a whole step.
+            spans: shard, offset, length; each at most PIECE_BYTES, as some are held at a time.
+
+        Raises:
+            DamagedBytes: a file is missing, or too short. TierError: the store refused.
+        """
+
+        def piece(span: tuple[int, int, int]) -> bytes:
+            shard, offset, length = span
+            path = layout.image_path(self._root, version, shard)
+            with self._asking("read"):
+                try:
+                    found: bytes = self._fs.cat_file(path, start=offset, end=offset + length)
+                except FileNotFoundError as error:
+                    raise DamagedBytes(f"{path} is missing") from error
+                except Exception:  # what S3 says of a range behind the end, too
+                    if self._fs.size(path) >= offset + length:
+                        raise
+                    found = b""
+            if len(found) != length:
+                raise DamagedBytes(f"{path} has no {length} bytes at {offset}: it was cut")
+            return found
+
+        yield from ahead(piece, spans)
 
     def read_range(self, version: Version, record: SealRecord, end: int) -> bytes:
         """The first `end` bytes of an image, verified. Raises DamagedBytes, TierError."""
@@ -277,9 +311,11 @@ class Store:
             for version in versions:
                 with suppress(FileNotFoundError):
                     self._fs.rm_file(layout.index_path(self._root, version))
+                    point("tier.remove.unlisted")
                 with suppress(FileNotFoundError):
                     directory = f"{layout.data_path(self._root)}/{layout.version_name(version)}"
                     self._fs.rm(directory, recursive=True)
+                point("tier.remove.done")
 
     # -- small parts
 
@@ -327,6 +363,7 @@ class Store:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
+                point("tier.put.half")
                 os.replace(half, path)  # noqa: PTH105  paths of fsspec are text
             else:
                 self._fs.pipe_file(path, text)
@@ -368,21 +405,3 @@ def _remedy(error: Exception, what: str) -> str:
 def _protocols(fs: Any) -> tuple[str, ...]:
     protocol = fs.protocol
     return (protocol,) if isinstance(protocol, str) else tuple(protocol)
-
-
-def _chunks(image: memoryview) -> Iterator[tuple[int, memoryview]]:
-    assert TRANSFER_BYTES % grain_bytes(len(image)) == 0, "chunks are whole grains"
-    for at in range(0, len(image), TRANSFER_BYTES):
-        with image[at : at + TRANSFER_BYTES] as chunk:
-            yield at, chunk
-
-
-def _read_exactly(file: Any, count: int) -> memoryview:
-    """As many bytes as there are, up to `count`: a read may give less."""
-    found = file.read(count)
-    while len(found) < count:
-        more = file.read(count - len(found))
-        if not more:
-            break
-        found += more
-    return memoryview(found)

@@ -28,6 +28,8 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "trainer.attach.answered": "it is attached",
         "trainer.restore.sent": "it has asked to restore",
         "trainer.restore.answered": "it knows what to restore, and has read none of it",
+        "trainer.manifests.answered": "the manifests of all shards are there, none is read",
+        "trainer.fill.answered": "the ranges it asked for are there, not yet mapped",
         "trainer.restore.mapped": "the image is mapped",
         "trainer.restore.checked": "the snapshot fits, nothing live is changed",
         "trainer.restore.piece": "one of its states is restored, or about to be",
@@ -85,6 +87,8 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "smp.store.finished": "it is about to be acknowledged",
         "smp.read.begun": "a reader has the record of a segment",
         "smp.read.sent": "a reader has a chunk of it",
+        "smp.ranges.begun": "a reader wants ranges of a segment, and has none",
+        "smp.ranges.sent": "a reader has a chunk of them",
         "smp.free.forgotten": "a segment is out of the books, and still SEALED",
         "smp.free.headed": "its header says FREE",
         "smp.trim.begun": "free segments are to be removed",
@@ -102,12 +106,37 @@ POINTS: Final[Mapping[str, str]] = MappingProxyType(
         "smp.decode.block": "a block of it is decoded",
         "smp.fetch.sealed": "a fetched shard is sealed, not yet compared with its record",
         "smp.fetch.entered": "it is in the books, nobody is told",
+        "smp.load.begun": "a buffer is begun for a shard out of the persistent tier",
+        "smp.load.chunk": "a chunk of it is here",
+        "smp.load.sealed": "it is sealed, not yet compared with its record",
+        "smp.load.entered": "it is in the books, nobody is told",
+        "smp.stored.known": "records of shards in the persistent tier are known, no byte is here",
+        "smp.stored.taken": "some grains of such a shard are where they are wanted",
         "smp.answer.begun": "the trainer is to be told of the restore",
         "smp.answer.sent": "it is told",
+        "smp.manifests.gathered": "the manifests are in memory to lend, the trainer is not told",
+        "smp.fill.begun": "memory is lent for ranges, and empty",
+        "smp.fill.gathered": "all ranges are there, the trainer is not told",
+        "smp.persist.begun": "its shard is to be written to the persistent tier",
+        "smp.persist.written": "the shard is there, verified, nobody is told",
+        "smp.persist.published": "a step is whole there, nobody is told",
         "smp.rebuild.begun": "a lost shard is to be rebuilt",
         "smp.rebuild.done": "it is rebuilt, nobody is told",
         "smp.detach.heard": "the trainer leaves, and is still in the books",
         "smp.stop.begun": "it was told to stop, or its supervisor is gone",
+        "tier.look.done": "what is there is seen, the daemon is not told",
+        "tier.write.part": "a chunk of a shard is written",
+        "tier.write.closed": "the whole image is there, not yet read back",
+        "tier.write.verified": "it was read back and is right, its record is not there",
+        "tier.write.recorded": "its record is there, the daemon is not told",
+        "tier.put.half": "a small object is written beside its place",
+        "tier.publish.begun": "all records of a step are read, its index is not there",
+        "tier.publish.indexed": "the step is whole, nothing older is deleted",
+        "tier.remove.unlisted": "an older step has no index any more, its images are there",
+        "tier.remove.done": "it is gone",
+        "tier.read.known": "a record is on its way to the daemon, no byte of the image",
+        "tier.read.chunk": "a chunk of an image is on its way",
+        "tier.ranges.piece": "a piece of some ranges is on its way",
         "supervisor.start.owned": "the directories are its own",
         "supervisor.records.loaded": "the job records are read",
         "supervisor.links.open": "SMPs may link",
@@ -137,7 +166,7 @@ class Action(StrEnum):
     """What happens at a point."""
 
     KILL = "kill"  # SIGKILL to this process
-    BOTH = "both"  # SIGKILL to its parent, too: an SMP and its supervisor
+    BOTH = "both"  # SIGKILL to its parent, too: an SMP and its supervisor; an errand and its SMP
     STOP = "stop"  # SIGSTOP to this process
 
 
@@ -163,8 +192,8 @@ class Arming:
         number, act = occurrence or "1", action or Action.KILL
         if len(words) > 3 or not number.isdigit() or int(number) < 1 or act not in [*Action]:
             raise ValueError(f"{text!r}: expected POINT [OCCURRENCE [{' | '.join(Action)}]]")
-        if act == Action.BOTH and not name.startswith("smp."):
-            raise ValueError(f"{text!r}: only an SMP dies together with its parent")
+        if act == Action.BOTH and not name.startswith(("smp.", "tier.")):
+            raise ValueError(f"{text!r}: only an SMP or an errand dies together with its parent")
         return cls(name, int(number), Action(act))
 
     def __str__(self) -> str:

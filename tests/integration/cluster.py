@@ -136,12 +136,14 @@ class Cluster:
         group_size: int = 4,
         replace_s: float = 60.0,
         persist: Mapping[str, object] | None = None,
+        plane: str = "",
         **settings: object,
     ) -> None:
         self.root = Path(tempfile.mkdtemp(prefix="sd-"))
         self.shm = Path(tempfile.mkdtemp(prefix="snapshotd-test-", dir="/dev/shm"))
         self.nodes: dict[str, Node] = {}
         self._parity = parity
+        self._plane = plane
         self._group_size = group_size
         self._settings = settings
         self.persist = dict(persist or {})
@@ -191,6 +193,7 @@ class Cluster:
         lines = [f"{key} = {json.dumps(value)}" for key, value in top.items()]
         lines += ["[peers]", *(f'{n.name} = "{n.address}"' for n in seeds)]
         lines += ["[protection]", f"group_size = {self._group_size}", f"parity = {self._parity}"]
+        lines += [f'plane = "{self._plane}"'] if self._plane else []
         lines += ["unprotected_bound_s = 2.0", "[timeouts]"]
         lines += [f"{key} = {value}" for key, value in self.timeouts.items()]
         lines += ["[persist]", *(f"{k} = {json.dumps(v)}" for k, v in self.persist.items())]

@@ -36,6 +36,12 @@ SELECTED = (
     "adopt-supervisor.port.open-1-kill",
     "drop-supervisor.record.half-1-kill",
     "stop-supervisor.stop.asked-1-kill",
+    "regroup-smp.fill.begun-1-kill",
+    "written-tier.put.half-1-both",
+    "stored-smp.load.sealed-1-both",
+    "regroup_stored-smp.stored.taken-10-both",
+    "regroup_stored-supervisor.record.half-2-kill",
+    "regroup_stored-trainer.fill.answered-2-kill",
 )
 
 
@@ -46,15 +52,21 @@ def selected(name: str) -> Case:
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World()
+def worlds() -> Iterator[dict[str, World]]:
+    made: dict[str, World] = {}
     yield made
-    made.close()
+    for world in made.values():
+        world.close()
 
 
 @pytest.mark.parametrize("name", SELECTED)
-def test_killed_at(world: World, name: str) -> None:
-    strike(world, selected(name))
+def test_killed_at(worlds: dict[str, World], name: str) -> None:
+    case = selected(name)
+    for kind in set(worlds) - {case.kind}:
+        worlds.pop(kind).close()
+    if case.kind not in worlds:
+        worlds[case.kind] = World(case.kind)
+    strike(worlds[case.kind], case)
 
 
 def test_every_point_has_a_case_and_every_case_its_own_name() -> None:

@@ -12,9 +12,12 @@ import pytest
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
 
+from snapshotd.errors import DamagedBytes
+from snapshotd.tier.store import Store
 from tests.integration.cluster import Cluster, eventually
 from tests.integration.ranks import Job, homes
 from tests.integration.test_persist import EVERY, errors, lose_all
+from tests.unit.test_tier import BYTES, V1, write
 
 Make = Callable[..., Cluster]
 BUCKET = "snapshots"
@@ -104,6 +107,21 @@ def test_a_bucket_that_is_not_there_and_one_that_is_forbidden_touch_nothing_and_
     bucket.client.delete_bucket_policy(Bucket=BUCKET)
     eventually("it goes on", lambda: bucket.whole() == 2, 90)
     job.close()
+
+
+def test_ranges_of_objects_are_read_and_what_is_cut_is_damage(bucket: Bucket) -> None:
+    """By requests for ranges: a range behind the end is an error of its own to S3."""
+    bucket.client.create_bucket(Bucket=BUCKET)
+    store = Store(f"s3://{BUCKET}/tier", "a/b")
+    write(store)
+    store.publish(V1, 2, 0)
+    spans = [(1, BYTES - 5, 5), *((0, at, 3) for at in range(0, 90, 3))]
+    assert b"".join(store.pieces(V1, spans)) == bytes([2]) * 5 + bytes([1]) * 90
+    for offset in (BYTES - 5, BYTES + 5):
+        with pytest.raises(DamagedBytes, match=r"shard-00001\.image has no 6 bytes"):
+            list(store.pieces(V1, [(1, offset, 6)]))
+    with pytest.raises(DamagedBytes, match=r"shard-00007\.image is missing"):
+        list(store.pieces(V1, [(7, 0, 1)]))
 
 
 def newest(bucket: Bucket) -> int:

@@ -37,7 +37,8 @@ class Zygote:
         """Start a trainer; returns its pid.
 
         Args:
-            request: rank, world, run_dir, job, out; slot; `until` a step, or for ever; then
+            request: rank, world, run_dir, job, out; slot; `alike`, whether all ranks train the
+                same; `until` a step, or for ever; then
                 `close`, or linger; `watches` an arm file of its own; `arms` [step, file, text]
                 writes an arm file before it trains that step.
         """
@@ -133,10 +134,13 @@ class _Trainer:
         request = self._request
         if request.get("watches"):
             points.watch({points.ARM_VARIABLE: request["watches"]})
-        rank = Rank(request["rank"], request["world"])
+        alike = request.get("alike", False)
+        rank = Rank(0 if alike else request["rank"], request["world"])
+        rank.rank = request["rank"]
         peers = _Peers(self._out, rank.rank, rank.world)
         node = type("Node", (), {"run_dir": Path(request["run_dir"])})
-        rank.attach(node, request.get("slot", 0), request["job"])
+        replicas = {"replicas": range(rank.world)} if alike else {}
+        rank.attach(node, request.get("slot", 0), request["job"], **replicas)
         assert rank.snap is not None
         restored = rank.snap.restore()
         self._say(restored=restored.step if restored else None, digest=rank.digest())

@@ -19,10 +19,12 @@ from snapshotd.core import (
     membership,
     protection,
     recovery,
+    release,
     repair,
     restore,
     retention,
     slot,
+    worlds,
 )
 from snapshotd.core.instructions import Answer
 from snapshotd.core.pace import Pace
@@ -204,7 +206,7 @@ def _released_before_all_have_staged() -> list[Patch]:
 
 
 def _another_decision_after_staging() -> list[Patch]:
-    return [(restore, "_killed", lambda *_: True)]
+    return [(release, "_killed", lambda *_: True)]
 
 
 def _an_answer_for_another_incarnation() -> list[Patch]:
@@ -456,7 +458,7 @@ def _what_others_saved_is_taken_for_ones_own() -> list[Patch]:
     def saved_world(slots: Slots, known: JobFacts | None, job: str, version: Version) -> int:
         return known.world if known is not None else 0
 
-    return [(restore, "saved_world", saved_world)]
+    return [(where, "saved_world", saved_world) for where in (restore, worlds)]
 
 
 def _what_others_saved_is_committed_by_these() -> list[Patch]:

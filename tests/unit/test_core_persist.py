@@ -198,3 +198,20 @@ def test_retention_keeps_the_last_and_each_nth_and_never_nothing() -> None:
 def test_leftovers_are_older_than_the_whole_step() -> None:
     dead = (Version(4, 9), Version(5, 2), Version(5, 7))
     assert leftovers(stored(unfinished=dead), Version(5, 3)) == [Version(4, 9), Version(5, 2)]
+
+
+def test_what_another_number_of_ranks_saved_is_not_written_by_these() -> None:
+    """Their shards are others: a step that was begun with them could never be made whole."""
+    handed = replace(DECISION, restore=Version(4, 3), saved_world=3)
+    point = replace(job(3), committed=Version(4, 3), decision=handed)
+    assert point.handed_on
+    unfinished = stored(unfinished=(Version(4, 3),))
+    mind = Persistence(A, EACH)
+    held = slots(None, Version(4, 3))
+    assert mind.instructions([point], held, 0.0, 100.0) == [Look("job")]
+    mind.looked("job", unfinished)
+    assert mind.instructions([point], held, 0.0, 100.0) == []
+    assert mind.facts()[0].target is None
+    own = replace(job(4), decision=handed)
+    mind.instructions([own], slots(None, Version(5, 4)), 1.0, 101.0)
+    assert mind.facts()[0].target == Version(5, 4)

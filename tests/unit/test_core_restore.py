@@ -8,12 +8,11 @@ import pytest
 
 from snapshotd.core.board import Board, Policy
 from snapshotd.core.membership import Membership
+from snapshotd.core.release import released, should_adopt
 from snapshotd.core.restore import (
     Situation,
     Wait,
     decide,
-    released,
-    should_adopt,
     stating_node,
     within_lineage,
 )

@@ -87,6 +87,39 @@ def test_another_world_is_refused_by_name() -> None:
     assert not decided(slots(allow_fresh=True), tier=three).refusal
 
 
+def test_who_can_takes_the_newest_whole_step_of_any_number_of_ranks() -> None:
+    mixed = TierView("s3://b", Stored((StoredStep(OLD, 2, 0), StoredStep(NEW, 3, 1))))
+    decision = decided(slots(reshard=True), tier=mixed)
+    assert (decision.restore, decision.tier) == (NEW, Tier.PERSISTENT)
+    assert (decision.world, decision.saved_world, decision.saved_groups) == (2, 3, ())
+    same = decided(slots(), tier=mixed)
+    assert (same.restore, same.saved_world) == (OLD, 0)
+    # One of them cannot: for all of them only what two ranks saved will do.
+    some = slots(reshard=True)
+    facts = some[HOMES[1]]
+    assert facts.trainer is not None
+    some[HOMES[1]] = replace(facts, trainer=replace(facts.trainer, reshard=False))
+    assert decided(some, tier=mixed).restore == OLD
+    three = TierView("s3://b", Stored((StoredStep(NEW, 3),)))
+    assert "2 ask to restore it; not able to: rank 1" in decided(some, tier=three).refusal
+    damaged = replace(mixed, bad={NEW: "cut"})
+    assert decided(slots(reshard=True), tier=damaged).restore == OLD
+    nothing = replace(three, bad={NEW: "cut"})
+    refused = decided(slots(reshard=True), tier=nothing)
+    assert refused.refusal_kind is RefusalKind.LOST
+    assert "cut" in refused.refusal
+
+
+def test_until_these_ranks_have_a_restore_point_the_tier_is_gone_back_to() -> None:
+    three = TierView("s3://b", Stored((StoredStep(NEW, 3),)))
+    first = decided(slots(reshard=True), tier=three)
+    known = JobFacts(JOB, 2, first.id.epoch, first.id.epoch, NEW, 0, decision=first)
+    assert (known.handed_on, known.saved_world, known.keeping) == (True, 3, ())
+    again = decided(slots(reshard=True, incarnation="new"), tier=three, known=known)
+    assert (again.restore, again.saved_world) == (NEW, 3)
+    assert again.id.epoch > first.id.epoch
+
+
 def pending(restore: Version, **failure: object) -> tuple[Decision, dict[Home, SlotFacts]]:
     decision = Decision(DecisionId(9, "a"), JOB, 2, (), ("t0", "t1"), restore, tier=Tier.PERSISTENT)
     held = slots()

@@ -11,7 +11,7 @@ from snapshotd.coding.digest import grain_digests
 from snapshotd.core.ranges import Range
 from snapshotd.core.trust import MAX_STRIKES, Misdeed
 from snapshotd.errors import PeerError
-from snapshotd.flow import ranges as gathering
+from snapshotd.flow import rows
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.ranges import Gatherer
 from snapshotd.metadata import Home, ParityPlace
@@ -108,7 +108,7 @@ def gathered(
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gathering, "PAUSE_S", 0.0)
+    monkeypatch.setattr(rows, "PAUSE_S", 0.0)
 
 
 def whole(shard: int, to: int = 0) -> Range:

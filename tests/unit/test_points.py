@@ -16,7 +16,7 @@ from snapshotd.wire import points
 from snapshotd.wire.points import ARM_VARIABLE, POINTS, Action, Arming, point
 
 ROOT = Path(__file__).parents[2]
-SIDES = {"snapshotd": ("smp", "supervisor"), "client": ("trainer",)}
+SIDES = {"snapshotd": ("smp", "supervisor", "tier"), "client": ("trainer",)}
 DECISIONS = ROOT / "snapshotd" / "core"
 
 PASSES_TWICE = """
@@ -95,7 +95,7 @@ def test_without_the_file_or_at_another_point_nothing_happens(tmp_path: Path) ->
         ("smp.trim.removed 0", "expected POINT"),
         ("smp.trim.removed 1 explode", "kill | both | stop"),
         ("smp.trim.removed 1 kill now", "expected POINT"),
-        ("supervisor.drop.heard 1 both", "only an SMP"),
+        ("supervisor.drop.heard 1 both", "only an SMP or an errand"),
     ],
 )
 def test_nonsense_is_refused_by_name(tmp_path: Path, text: str, why: str) -> None:

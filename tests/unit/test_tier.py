@@ -17,7 +17,8 @@ from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.errors import CallerError, DamagedBytes
 from snapshotd.metadata import Stored, Version
 from snapshotd.tier import layout
-from snapshotd.tier.store import Store, Throttle, TierError
+from snapshotd.tier.store import Store, TierError
+from snapshotd.tier.streams import Throttle
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 from snapshotd.wire.v1.segment_pb2 import Version as VersionMessage
 
@@ -224,3 +225,21 @@ def test_names(tmp_path: Path) -> None:
     assert layout.version_of("/x/else.json") is None
     assert layout.version_of("/x/9999999999999999-0000000000000001.json") is None
     assert stat.S_ISDIR(tmp_path.stat().st_mode)
+
+
+def test_pieces_of_images_come_in_the_order_asked_for_and_what_is_cut_is_damage(url: str) -> None:
+    store = Store(url, "a/b")
+    write(store)
+    store.publish(V1, 2, 0)
+    spans = [(1, BYTES - 5, 5), (0, 0, 7), *((1, at, 3) for at in range(0, 90, 3))]
+    assert [len(p) for p in store.pieces(V1, spans)] == [5, 7, *[3] * 30]
+    assert b"".join(store.pieces(V1, spans)) == bytes([2]) * 5 + bytes([1]) * 7 + bytes([2]) * 90
+    with pytest.raises(DamagedBytes, match=r"shard-00001\.image has no 6 bytes"):
+        list(store.pieces(V1, [(1, BYTES - 5, 6)]))
+    with pytest.raises(DamagedBytes, match=r"shard-00001\.image has no 6 bytes"):
+        list(store.pieces(V1, [(1, BYTES + 5, 6)]))
+    with pytest.raises(DamagedBytes, match=r"shard-00007\.image is missing"):
+        list(store.pieces(V1, [(0, 0, 1), (7, 0, 1)]))
+    assert [r.shard for r in store.indexed_seals(V1, (1, 0))] == [1, 0]
+    with pytest.raises(DamagedBytes, match="has no shard 2"):
+        list(store.indexed_seals(V1, (0, 2)))

@@ -182,7 +182,7 @@ class Fill(_message.Message):
     def __init__(self, image_bytes: _Optional[int] = ..., shards: _Optional[_Iterable[int]] = ..., offsets: _Optional[_Iterable[int]] = ..., lengths: _Optional[_Iterable[int]] = ..., to: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Filled(_message.Message):
-    __slots__ = ("path", "image_offset", "bytes_local", "bytes_copied", "bytes_decoded", "bytes_received", "seconds")
+    __slots__ = ("path", "image_offset", "bytes_local", "bytes_copied", "bytes_decoded", "bytes_received", "seconds", "bytes_stored")
     PATH_FIELD_NUMBER: _ClassVar[int]
     IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
     BYTES_LOCAL_FIELD_NUMBER: _ClassVar[int]
@@ -190,6 +190,7 @@ class Filled(_message.Message):
     BYTES_DECODED_FIELD_NUMBER: _ClassVar[int]
     BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_STORED_FIELD_NUMBER: _ClassVar[int]
     path: str
     image_offset: int
     bytes_local: int
@@ -197,7 +198,8 @@ class Filled(_message.Message):
     bytes_decoded: int
     bytes_received: int
     seconds: float
-    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., bytes_received: _Optional[int] = ..., seconds: _Optional[float] = ...) -> None: ...
+    bytes_stored: int
+    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., bytes_local: _Optional[int] = ..., bytes_copied: _Optional[int] = ..., bytes_decoded: _Optional[int] = ..., bytes_received: _Optional[int] = ..., seconds: _Optional[float] = ..., bytes_stored: _Optional[int] = ...) -> None: ...
 
 class Prepare(_message.Message):
     __slots__ = ()

@@ -20,12 +20,13 @@ from tests.integration.crash.world import World
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="crash", description=__doc__)
-    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--only", default="", help="cases whose name contains one of these words")
     parser.add_argument("--json", type=Path, help="write the outcomes there, too")
     parser.add_argument("--part", default="1/1", metavar="I/N", help="only each N-th case")
     arguments = parser.parse_args()
     part, parts = map(int, arguments.part.split("/"))
-    cases = [case for case in CASES if arguments.only in case.name][part - 1 :: parts]
+    words = arguments.only.split() or [""]
+    cases = [c for c in CASES if any(word in c.name for word in words)][part - 1 :: parts]
     assert not uncovered(), f"points without a case: {uncovered()}"
     outcomes = enumerate_all(cases)
     print_table(outcomes)
@@ -39,8 +40,11 @@ def enumerate_all(cases: Sequence[Case]) -> list[Outcome]:
     outcomes: list[Outcome] = []
     world: World | None = None
     try:
-        for number, case in enumerate(cases, 1):
-            world = world or World()
+        for number, case in enumerate(sorted(cases, key=lambda c: c.kind), 1):
+            if world is not None and world.kind != case.kind:
+                world.close()
+                world = None
+            world = world or World(case.kind)
             began_s = time.monotonic()
             try:
                 outcome = strike(world, case)
@@ -72,7 +76,7 @@ def print_table(outcomes: Sequence[Outcome]) -> None:
             counts = Counter(o.what for o in mine)
             told = ", ".join(f"{n} x {what}" for what, n in counts.items())
             print(f"{name:32} | {mine[0].case.role:10} | {len(mine):5} | {told}")
-    for role in ("trainer", "smp", "supervisor"):
+    for role in ("trainer", "smp", "supervisor", "tier"):
         mine = [o for o in outcomes if o.case.role == role]
         points = {o.case.point for o in mine}
         failed = sum(o.failed for o in mine)

@@ -9,6 +9,14 @@ from itertools import count
 from snapshotd.wire.points import POINTS, Action
 
 WORLD = 4
+#: The nodes of the three ranks that take up what WORLD ranks saved; rank r reads at node r first.
+REGROUPED = (1, 2, 3)
+
+#: Kinds of clusters: without a persistent tier, the same over gRPC, and with one.
+MEMORY, GRPC, TIER = "memory", "grpc", "tier"
+_KINDS = {
+    "regroup_grpc": GRPC, "written": TIER, "stored": TIER, "regroup_stored": TIER,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,16 @@ class Case:
     @property
     def role(self) -> str:
         return self.point.partition(".")[0]
+
+    @property
+    def kind(self) -> str:
+        """Of the cluster that it is struck in."""
+        return _KINDS.get(self.path, MEMORY)
+
+    @property
+    def alike(self) -> bool:
+        """Whether all ranks train the same, so that any number of them can take it up."""
+        return self.path in {"regroup", "regroup_grpc", "regroup_stored"}
 
     @property
     def name(self) -> str:
@@ -61,6 +79,9 @@ _TRAINER: list[tuple[str, str]] = [
     ),
     ("replace", "restore.answered restore.mapped restore.piece:2"),
     ("away", "claim.skipped"),
+    ("regroup", "manifests.answered fill.answered fill.answered:2"),
+    ("stored", "restore.answered restore.piece:2"),
+    ("regroup_stored", "manifests.answered fill.answered:2 restore.piece:2"),
     ("close", "detach.sent detach.answered lock.released"),
 ]
 
@@ -107,6 +128,31 @@ _SMP: list[tuple[str, str]] = [
     ("close", "detach.heard"),
     ("stop", "stop.begun"),
     ("drop", "free.forgotten free.headed trim.begun trim.removed"),
+    (
+        "regroup",
+        "manifests.gathered fill.begun fill.gathered fill.gathered:2 ranges.begun ranges.sent",
+    ),
+    ("regroup_grpc", "ranges.begun ranges.sent"),
+    ("written", "persist.begun persist.written persist.published"),
+    ("stored", "load.begun load.chunk load.sealed load.entered stage.done"),
+    ("regroup_stored", "stored.known stored.taken stored.taken:10 fill.begun fill.gathered"),
+]
+
+_TIER: list[tuple[str, str]] = [
+    (
+        "written",
+        "write.part write.closed write.verified write.recorded put.half publish.begun "
+        "publish.indexed remove.unlisted remove.done",
+    ),
+    ("stored", "look.done read.known read.chunk"),
+    ("regroup_stored", "ranges.piece ranges.piece:4"),
+]
+
+#: The errand and its SMP die at once.
+_TIER_BOTH = [
+    ("written", "write.part write.verified put.half publish.indexed remove.unlisted"),
+    ("stored", "read.chunk"),
+    ("regroup_stored", "ranges.piece:4"),
 ]
 
 _SUPERVISOR: list[tuple[str, str]] = [
@@ -132,6 +178,8 @@ _SUPERVISOR: list[tuple[str, str]] = [
     ("orphan", "child.ended child.started link.accepted"),
     ("drop", "drop.heard record.begun record.half spread.told"),
     ("stop", "stop.begun stop.asked"),
+    ("stored", "record.begun:2 record.done:2 slot.heard"),
+    ("regroup_stored", "record.half:2 spread.told"),
 ]
 
 #: The SMP and its supervisor die at once, and the trainers go on.
@@ -144,6 +192,8 @@ _BOTH = [
     ("first", "allocate.filled"),
     ("restart", "stage.done answer.begun"),
     ("replace", "decode.block fetch.entered"),
+    ("stored", "load.sealed"),
+    ("regroup_stored", "stored.taken:10"),
 ]
 
 #: The trainers that live go on, although the SMP died alone.
@@ -158,7 +208,7 @@ _GOES_ON = [
 #: The way back is under way while the daemon dies: the trainers that wait must get their answer.
 _WAITED_FOR = frozenset(
     {"first", "restart", "adopt", "replace", "survive", "moved", "damaged", "rebuild", "stop"}
-    | {"orphan"}
+    | {"orphan", "regroup", "regroup_grpc", "written", "stored", "regroup_stored"}
 )
 
 
@@ -175,16 +225,30 @@ def _cases() -> Iterator[Case]:
         ("supervisor", _SUPERVISOR, Action.KILL, _WAITED_FOR | {"step"}),
         ("smp", _BOTH, Action.BOTH, _WAITED_FOR | {"step"}),
         ("smp", _GOES_ON, Action.KILL, frozenset({"step"})),
+        ("tier", _TIER, Action.KILL, _WAITED_FOR),
+        ("tier", _TIER_BOTH, Action.BOTH, _WAITED_FOR),
     ]
     turn = count()
     for role, table, action, goes_on in tables:
         for path, words in table:
             for name, occurrence in _parsed(words):
-                victim = next(turn) % WORLD
-                # The first node states decisions, and has a record of each of them.
-                if name.startswith("record.") and path != "adopt":
-                    victim = 0
+                victim = _victim(role, path, name, next(turn) % WORLD)
                 yield Case(f"{role}.{name}", path, victim, occurrence, action, path in goes_on)
+
+
+def _victim(role: str, path: str, name: str, turn: int) -> int:
+    """The node, or the rank, that can be struck there."""
+    # The first node states decisions, and has a record of each of them.
+    if name.startswith("record.") and path != "adopt":
+        return 0
+    # The home of shard 0 leads what is written to the tier, who states decisions looks there.
+    if name.startswith(("publish.", "remove.", "persist.published", "look.")):
+        return 0
+    if path.startswith("regroup"):
+        if role == "trainer" or (role == "smp" and name.startswith("ranges.")):
+            return turn % len(REGROUPED)
+        return REGROUPED[turn % len(REGROUPED)]
+    return turn
 
 
 CASES: tuple[Case, ...] = tuple(_cases())

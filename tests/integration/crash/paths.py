@@ -6,12 +6,12 @@ A path returns the life that was running when the point was struck, or None wher
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from snapshotd.memory.segment import Segment
 from snapshotd.wire.protocol import HEADER_BYTES
 from tests.integration.cluster import Node, eventually
-from tests.integration.crash.cases import WORLD, Case
+from tests.integration.crash.cases import REGROUPED, WORLD, Case
 from tests.integration.crash.world import COMMITTED, Life, World
 from tests.integration.ranks import segment_files
 
@@ -165,6 +165,46 @@ def orphan(world: World, case: Case) -> Life:
     return _struck_in(world, case, life)
 
 
+def regroup(world: World, case: Case) -> Life:
+    """Three ranks, each on another node than before, take up what four saved."""
+    world.committed(case)
+    world.arm(case)
+    return _struck_in(world, case, world.start(case, REGROUPED, watches=True))
+
+
+def regroup_grpc(world: World, case: Case) -> Life:
+    """The same, where blocks go over gRPC."""
+    return regroup(world, case)
+
+
+def written(world: World, case: Case) -> Life:
+    """A step is written to the persistent tier while the job trains."""
+    life = world.start(case, watches=True, arms_at=COMMITTED)
+    life.until("it is armed", life.armed)
+    return _struck_in(world, case, life)
+
+
+def stored(world: World, case: Case) -> Life:
+    """All memory is lost; the job comes back out of the persistent tier."""
+    return _after_all_is_lost(world, case, range(WORLD))
+
+
+def regroup_stored(world: World, case: Case) -> Life:
+    """The same, and three ranks take up what four saved."""
+    return _after_all_is_lost(world, case, REGROUPED)
+
+
+def _after_all_is_lost(world: World, case: Case, homes: Sequence[int]) -> Life:
+    before = world.committed(case, keep=True)
+    before.until("it is in the tier", lambda: world.stored(case)[-1:] == [COMMITTED - 1])
+    before.kill()
+    world.lose_all()
+    world.arm(case)
+    life = world.start(case, homes, watches=True)
+    life.least = COMMITTED - 1
+    return _struck_in(world, case, life)
+
+
 def _flip(node: Node, job: str) -> None:
     """One bit of the newest sealed shard of a job on a node."""
     sealed = []
@@ -183,6 +223,6 @@ PATHS: Mapping[str, Callable[[World, Case], Life | None]] = {
     path.__name__: path
     for path in (
         first, step, restart, forget, adopt, replace, survive, moved, damaged, rebuild, away,
-        close, drop, stop, orphan,
+        close, drop, stop, orphan, regroup, regroup_grpc, written, stored, regroup_stored,
     )
 }  # fmt: skip

@@ -10,16 +10,18 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import psutil
 import torch
 
-from snapshotd.errors import NoRoom, PeerError
+from snapshotd.errors import DamagedBytes, NoRoom, PeerError
 from snapshotd.memory.segment import Segment
 from snapshotd.rpc.operator import drop
+from snapshotd.tier.store import Store
 from snapshotd.wire.points import ARM_VARIABLE
 from tests.integration.cluster import TIMEOUTS, Cluster, Node, eventually
-from tests.integration.crash.cases import WORLD, Case
+from tests.integration.crash.cases import GRPC, MEMORY, TIER, WORLD, Case
 from tests.integration.ranks import Rank, alive, segment_files
 from tests.integration.zygote import Zygote, said, write_arm
 
@@ -54,6 +56,8 @@ class Life:
 
     def __init__(self, pids: list[int], outs: list[Path]) -> None:
         self.pids = pids
+        self.ranks = range(len(pids))
+        self.least = -1  # it is known to go back to this step or a newer one
         self._outs = outs
 
     def lines(self, rank: int) -> list[dict[str, Any]]:
@@ -62,7 +66,7 @@ class Life:
     def errors(self) -> list[str]:
         return [
             f"rank {rank}: {line['error']}"
-            for rank in range(WORLD)
+            for rank in self.ranks
             for line in self.lines(rank)
             if "error" in line
         ]
@@ -78,11 +82,11 @@ class Life:
                    default=-1)  # fmt: skip
 
     def most_protected(self) -> int:
-        return max(self.protected(rank) for rank in range(WORLD))
+        return max(self.protected(rank) for rank in self.ranks)
 
     def armed(self) -> bool:
         """Whether a rank has armed the point, as it was told to."""
-        return any("armed" in line for rank in range(WORLD) for line in self.lines(rank))
+        return any("armed" in line for rank in self.ranks for line in self.lines(rank))
 
     def until(self, what: str, condition: Any) -> None:
         """Wait for a condition; an error of any trainer ends the wait."""
@@ -97,8 +101,8 @@ class Life:
     def until_protected(self, step: int) -> None:
         self.until(
             f"all ranks are protected at step {step}: "
-            f"{[self.lines(rank)[-2:] for rank in range(WORLD)]}",
-            lambda: all(self.protected(rank) >= step for rank in range(WORLD)),
+            f"{[self.lines(rank)[-2:] for rank in self.ranks]}",
+            lambda: all(self.protected(rank) >= step for rank in self.ranks),
         )
 
     def kill(self) -> None:
@@ -112,11 +116,20 @@ class Life:
 class World:
     """Four daemons with two parity blocks a stripe, and trainers to be started on them."""
 
-    def __init__(self) -> None:
-        self.cluster = Cluster(parity=2, group_size=WORLD)
+    def __init__(self, kind: str = MEMORY) -> None:
+        self.kind = kind
+        self.where = Path(tempfile.mkdtemp(prefix="sd-crash-"))
+        self.tier = self.where / "tier"
+        self.tier.mkdir()
+        persist = {"url": str(self.tier), "interval_s": 0, "every_steps": 1, "keep_last": 1}
+        self.cluster = Cluster(
+            parity=2,
+            group_size=WORLD,
+            persist=persist if kind == TIER else None,
+            plane="grpc" if kind == GRPC else "",
+        )
         # What happens is told at once; heartbeats of eight processes would cost half a core.
         self.cluster.timeouts = {**TIMEOUTS, "heartbeat_s": 0.8}
-        self.where = Path(tempfile.mkdtemp(prefix="sd-crash-"))
         self.nodes = [self.cluster.node(f"n{i}") for i in range(WORLD)]
         for node in self.nodes:
             node.environ = {ARM_VARIABLE: str(self.arm_file(node))}
@@ -161,9 +174,9 @@ class World:
         close: bool = False,
     ) -> Life:
         """Start all ranks of the case's job, rank r on node homes[r]."""
-        outs = [self.where / f"{len(self._lives)}-{rank}.jsonl" for rank in range(WORLD)]
+        outs = [self.where / f"{len(self._lives)}-{rank}.jsonl" for rank in range(len(homes))]
         pids = []
-        for rank in range(WORLD):
+        for rank in range(len(homes)):
             mine: dict[str, object] = {}
             if watches and rank == case.victim:
                 mine["watches"] = str(self.trainer_arm(case))
@@ -173,7 +186,8 @@ class World:
             pids.append(
                 self.zygote.trainer(
                     rank=rank,
-                    world=WORLD,
+                    world=len(homes),
+                    alike=case.alike,
                     run_dir=str(self.nodes[homes[rank]].run_dir),
                     job=case.name,
                     out=str(outs[rank]),
@@ -193,7 +207,7 @@ class World:
             life.kill()
         return life
 
-    def check_bytes(self, life: Life, least: int) -> int | None:
+    def check_bytes(self, life: Life, case: Case, least: int) -> int | None:
         """All ranks came back to one step, `least` or newer, and hold its very bytes, ever since.
 
         Returns:
@@ -201,20 +215,53 @@ class World:
         """
         errors = life.errors()
         assert not errors, errors
-        steps = {life.restored(rank) for rank in range(WORLD)}
+        steps = {life.restored(rank) for rank in life.ranks}
         assert len(steps) == 1, f"a mix: ranks came back to {steps}"
         (step,) = steps
         assert step is None or isinstance(step, int), step
         assert (-1 if step is None else step) >= least, f"back to {step}, {least} was committed"
-        for rank in range(WORLD):
+        for rank in life.ranks:
             for line in life.lines(rank):
                 if "digest" not in line:
                     continue
                 at = line.get("step", step)
-                assert line["digest"] == self.reference.after(rank, at), (
+                assert line["digest"] == self.reference.after(0 if case.alike else rank, at), (
                     f"rank {rank} differs from the reference at step {at}"
                 )
         return step
+
+    def stored(self, case: Case) -> list[int]:
+        """Steps of the case's job that count in the persistent tier, oldest first."""
+        found = sorted(self.tier.glob(f"{quote(case.name, safe='')}/steps/*.json"))
+        return [int(path.stem.partition("-")[2]) for path in found]
+
+    def lose_all(self) -> None:
+        """All nodes lose their memory, and are started again."""
+        for node in self.nodes:
+            node.lose()
+            node.run_dir.mkdir()
+        for node in self.nodes:
+            node.start()
+        self.cluster.met()
+
+    def check_tier(self, case: Case) -> None:
+        """Each step that counts is whole there, whatever was killed; and there is one."""
+        store = Store(str(self.tier), case.name)
+
+        def whole() -> bool:
+            steps = store.look().steps
+            try:
+                for step in steps:
+                    for record in store.indexed_seals(step.version, range(step.world)):
+                        for chunk in store.read(step.version, record):
+                            chunk.release()
+            except DamagedBytes:
+                # Deleted while it was read, or never whole.
+                assert store.look().steps != steps
+                return False
+            return bool(steps)
+
+        eventually("a step is whole in the tier", whole, PATIENCE_S)
 
     def drop(self, case: Case) -> None:
         """Give the job up on all nodes."""
@@ -248,12 +295,24 @@ class World:
         """Nothing is left of a job that was dropped: no bytes, no process, no half-made file."""
         for node in self.nodes:
             eventually(f"{node.name} has one SMP", lambda n=node: len(n.smp_pids()) == 1)
+            eventually("no errand is left", lambda n=node: not errands(n), 20.0)
             eventually(
                 f"nothing is left on {node.name}:\n{left_over(node)}",
                 lambda n=node: not left_over(n),
                 20.0,
             )
         self.cluster.met()
+
+
+def errands(node: Node) -> list[int]:
+    """Programs that speak to the persistent tier for a node, or were left behind by it."""
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            mine = process.environ().get(ARM_VARIABLE) == node.environ[ARM_VARIABLE]
+            if mine and "snapshotd.tier.program" in process.cmdline():
+                found.append(process.pid)
+    return found
 
 
 def left_over(node: Node) -> list[str]:
