@@ -9,6 +9,7 @@
     ├── StateChanged         the caller: a tensor is another one than at the last snapshot
     ├── WrongUse             the caller: rank, job or order of calls that cannot be right
     ├── InexactRestore       a `load_state_dict` that does not give back what it was given
+    ├── NoSuchStep           the caller: a step is asked for that the memory does not have
     ├── NoDaemon             the node: no daemon answers
     ├── Refused              the node: the daemon says no, and why
     │   ├── SnapshotLost     the job had a restore point, and it cannot be restored now
@@ -97,6 +98,10 @@ class ReplicasDiverged(SnapshotdClientError):
 
 class WrongUse(SnapshotdClientError):
     """A rank, a job name or an order of calls that cannot be right."""
+
+
+class NoSuchStep(SnapshotdClientError):
+    """The daemons hold no step of the job, or another one."""
 
 
 class NoDaemon(SnapshotdClientError):
