@@ -92,6 +92,7 @@ class Training:
 
 
 def main():
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")  # for the process of async_save
     given = json.loads(sys.argv[1])
     dist.init_process_group(
         "gloo", init_method=f"file://{given['store']}", rank=given["rank"],

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 from collections import OrderedDict
+from pathlib import Path
 
 import pytest
 import torch
@@ -300,6 +302,36 @@ def test_beside_snapshotter(place, node):
         pytest.raises(StateMismatch, match=r"saved by torch\.distributed\.checkpoint"),
     ):
         snap.restore(timeout_s=20)
+
+
+def test_the_page_says_what_works(place, monkeypatch):
+    text = (Path(__file__).parents[2] / "docs" / "dcp.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]
+    monkeypatch.setenv("SNAPSHOTD_JOB", place["job"])
+    monkeypatch.setenv("SNAPSHOTD_RUN_DIR", str(place["run_dir"]))
+
+    class TrainState:
+        step = 0
+
+        def state_dict(self):
+            return {"step": self.step}
+
+        def load_state_dict(self, state):
+            self.step = state["step"]
+
+    trained = []
+    for steps in (2, 5):
+        state = TrainState()
+
+        def train_step(state=state):
+            trained.append(state.step)
+            state.step += 1
+
+        model = torch.nn.Linear(2, 2)
+        given = {"model": model, "train_state": state}
+        exec(program, {"state": given, "train_state": state, "steps": steps,
+                       "train_step": train_step})  # fmt: skip
+    assert trained == [0, 1, 2, 3, 4]
 
 
 def test_without_a_daemon_there_is_an_error(place, tmp_path):

@@ -1,4 +1,4 @@
-"""dcp.save in one layout, SIGKILL, dcp.load in another: real ranks, real daemons, faults between."""
+"""dcp.save in one layout, SIGKILL, dcp.load in another: real ranks and daemons, and faults."""
 
 from __future__ import annotations
 
