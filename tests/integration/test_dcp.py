@@ -338,6 +338,20 @@ def test_the_page_says_what_works(place, monkeypatch):
     assert trained == [0, 1, 2, 3, 4]
 
 
+def test_a_daemon_that_dies_between_two_saves_is_found_again(place, node):
+    save(place, {"x": torch.ones(2)}, 1)
+    node.kill()
+    with pytest.raises(CheckpointException) as error:
+        save({**place, "timeout_s": 1.0}, {"x": torch.ones(2)}, 2)
+    assert "no snapshotd answers" in caused(error, NoDaemon)
+    node.start()
+    save(place, {"x": torch.ones(2) * 3}, 3)
+    node.kill()
+    node.start()
+    load(place, found := {"x": torch.zeros(2)})
+    assert found["x"].tolist() == [3, 3]
+
+
 def test_without_a_daemon_there_is_an_error(place, tmp_path):
     with pytest.raises(CheckpointException) as error:
         save({**place, "run_dir": tmp_path}, {"x": torch.ones(1)}, 1)

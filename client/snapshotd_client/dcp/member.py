@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -140,9 +141,7 @@ class Member:
         """One question about what `look` found. Raises NoDaemon, Refused, WrongUse."""
         assert self._entry is not None, "it has just looked"
         try:
-            if not self._entry.channel.up:
-                self._entry.channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
-            return self._entry.channel.ask(message, deadline.left_s())
+            return _reached(self._entry, deadline).ask(message, deadline.left_s())
         except DaemonGone as error:
             raise NoDaemon(
                 f"the daemon went away while a step was loaded ({error})", "Load it again"
@@ -200,9 +199,7 @@ class Member:
             deadline.left_s(),
         )
         try:
-            if not entry.channel.up:
-                entry.channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
-            entry.channel.drain()
+            _reached(entry, deadline)
             flight.fly_at_once()
             if flight.error is not None:
                 raise flight.error
@@ -299,6 +296,15 @@ class Member:
         finally:
             entry.lock.release()  # first: the daemon looks at it when the connection ends
             entry.channel.close()
+
+
+def _reached(entry: _Entry, deadline: Deadline) -> Channel:
+    """The channel, up: a daemon that was started again meanwhile is found. Raises NoDaemon."""
+    with suppress(DaemonGone):
+        entry.channel.drain()
+    if not entry.channel.up:
+        entry.channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
+    return entry.channel
 
 
 _members: dict[tuple[int, Identity], Member] = {}
