@@ -85,8 +85,15 @@ class Contents:
         Args:
             paths: of all names.
         """
-        described: dict[str, STORAGE_TYPES] = {n: BytesStorageMetadata() for n in self._objects}
-        for name, (form,) in self.catalog.forms.items():
+        # In the order of the plans, which is that of a state made of it.
+        shards = (self._manifests[shard] for shard in sorted(self._manifests))
+        names = dict.fromkeys(entry.fqn for manifest in shards for entry in manifest.tensors)
+        described: dict[str, STORAGE_TYPES] = {}
+        for name in names:
+            if name in self._objects:
+                described[name] = BytesStorageMetadata()
+                continue
+            (form,) = self.catalog.forms[name]
             boxes = dict.fromkeys(source.piece.box for source in self.catalog.sources(name))
             if not boxes:
                 boxes = {Box((0,) * len(form.shape), form.shape): None}

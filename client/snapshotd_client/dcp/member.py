@@ -59,8 +59,9 @@ class Place(NamedTuple):
     def identity(self) -> Identity:
         """Who that is now. Raises WrongUse: it is not known."""
         place = self
-        untold = self.rank is None and self.world_size is None
-        if untold and dist.is_initialized() and not any(map(os.environ.get, _RANK_VARIABLES)):
+        told = self.rank is not None or self.world_size is not None
+        told = told or any(map(os.environ.get, _RANK_VARIABLES))
+        if not told and dist.is_available() and dist.is_initialized():
             place = self._replace(rank=dist.get_rank(), world_size=dist.get_world_size())
         return identify(os.environ, **place._asdict())
 
