@@ -15,7 +15,11 @@ from tests.integration.layouts import DCP_RANK, run
 from tests.unit.layout_training import WIDTH, Net, digests
 
 #: Processes that import torch, several times: on a busy machine that alone takes minutes.
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning"),
+]
 
 
 def state_bytes() -> int:
