@@ -183,7 +183,7 @@ class Member:
         """Hand this rank's part of a step to the daemon.
 
         Raises:
-            NoDaemon: it is gone. Refused: it does not take it. ProtectionTimeout: no room in time.
+            NoDaemon: it is gone. Refused: it does not take it. ProtectionTimeout: it cannot now.
         """
         entry = self._present()
         flight = Flight(
@@ -214,14 +214,15 @@ class Member:
         self._passed = step + 1
         if flight.skipped:
             raise ProtectionTimeout(
-                f"step {step} was not saved within {deadline.timeout_s:.1f} s: {flight.skipped}",
-                "See `snapshotd status` on this node",
+                f"step {step} was not saved: {flight.skipped}",
+                "See `snapshotd status` on this node; older steps are untouched, save the next one",
             )
 
     def pass_by(self, step: int, reason: str) -> None:
         """Tell the daemon that this rank saves nothing of a step, so that nobody waits for it."""
-        entry = self._present()
-        self._passed = step + 1
+        if self._passed > step:
+            return  # it knows
+        entry, self._passed = self._present(), step + 1
         message = pb.ToDaemon()
         getattr(message, "pass").CopyFrom(pb.Pass(step=step, reason=reason[:200]))
         try:
