@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.planner_helpers import create_read_items_for_c
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client.bounds import out_of_bounds
 from snapshotd_client.dcp.described import Contents
+from snapshotd_client.dcp.member import Place
 from snapshotd_client.dcp.packing import pack, resolved, unpacked_paths
 from snapshotd_client.dcp.reading import Reads, skeletons
 from snapshotd_client.dcp.steps import is_step, step_of
@@ -206,3 +207,16 @@ def test_steps():
         step_of("best")
     with pytest.raises(WrongUse, match="negative"):
         step_of(-1)
+
+
+def test_ranks_of_a_process_group_are_those_of_the_job(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "SNAPSHOTD_RANK", "SNAPSHOTD_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 4)
+    who = Place(job="j").identity()
+    assert (who.rank, who.world_size, who.local_rank) == (2, 4, 1)
+    who = Place(job="j", rank=0, world_size=1, local_rank=0).identity()
+    assert (who.rank, who.world_size, who.local_rank) == (0, 1, 0)

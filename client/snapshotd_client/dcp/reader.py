@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.storage import StorageReader
 from torch.futures import Future
 
-from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.bounds import out_of_bounds
 from snapshotd_client.buffers import Reading
@@ -63,7 +61,7 @@ class SnapshotStorageReader(StorageReader):
         self.checkpoint_id = checkpoint_id
         self._place = Place(job, rank, world_size, local_rank, run_dir)
         self._timeout_s = timeout_s
-        self._found: tuple[pb.Restored, Contents, segment_pb2.Manifest | None] | None = None
+        self._found: tuple[pb.Restored, Contents] | None = None
         self.taken = Taken()
         if checkpoint_id is not None:
             step_of(checkpoint_id)
@@ -113,7 +111,7 @@ class SnapshotStorageReader(StorageReader):
             contents = Contents(saved, member.who.rank)
             self.taken = Taken()
             paths = unpacked_paths(skeletons(saved, ask, self.taken))
-            self._found = reply, contents, own
+            self._found = reply, contents
             return contents.metadata(paths)
 
     def set_up_storage_reader(
@@ -133,19 +131,16 @@ class SnapshotStorageReader(StorageReader):
         """Bring this rank what its plan wants."""
         if self._found is None:
             raise WrongUse("read_data() before read_metadata()", "Call dcp.load")
-        reply, contents, own = self._found
+        reply, contents = self._found
         member = self._member
         with member.guard:
             member.check_current(reply)
             ask = _asking(member, Deadline(self._timeout_s))
-            mapped = (
-                closing(Reading(reply.path, reply.image_offset, reply.image_bytes))
-                if own is not None
-                else nullcontext()
-            )
-            with mapped as reading:
-                image = reading.image if reading is not None else None
-                Reads(contents, ask, member.who.rank, image, self.taken).answer(plan, planner)
+            held = _mapped(reply)
+            image = held.image if held is not None else None
+            Reads(contents, ask, member.who.rank, image, self.taken).answer(plan, planner)
+            if held is not None:  # after an error the traceback may hold tensors of it
+                held.close()
             member.acquainted = True
         done: Future[None] = Future()
         done.set_result(None)
@@ -161,6 +156,13 @@ class SnapshotStorageReader(StorageReader):
     @property
     def _member(self) -> Member:
         return member_of(self._place)
+
+
+def _mapped(reply: pb.Restored) -> Reading | None:
+    """This rank's own image, where as many ranks saved it."""
+    if not reply.path:
+        return None
+    return Reading(reply.path, reply.image_offset, reply.image_bytes)
 
 
 def _asking(member: Member, deadline: Deadline) -> Ask:

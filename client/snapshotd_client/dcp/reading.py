@@ -117,12 +117,14 @@ class Reads:
         assert ranges.nbytes == sum(order.nbytes for order in orders), "all of it was found"
         with filled(self._ask, ranges, at, self._taken) as image:
             storage = frozen_bytes(image).untyped_storage()
-            for order, place in zip(orders, places, strict=True):
-                shape = order.box.shape
-                order.target.copy_(
-                    tensor_at(storage, place, order.dtype, shape, dense_strides(shape))
-                )
-            del storage  # which keeps the mapping open
+            try:
+                for order, place in zip(orders, places, strict=True):
+                    shape = order.box.shape
+                    order.target.copy_(
+                        tensor_at(storage, place, order.dtype, shape, dense_strides(shape))
+                    )
+            finally:
+                del storage  # which keeps the mapping open
 
     def _objects(self, items: Sequence[ReadItem], planner: LoadPlanner) -> None:
         maker, at, places = RangesMaker(), 0, []
