@@ -22,7 +22,7 @@ from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
 
 from snapshotd_client import NoDaemon, NoSuchStep, Snapshotter, StateMismatch, WrongUse
 from snapshotd_client.dcp import SnapshotStorageReader, SnapshotStorageWriter
-from tests.integration.cluster import Cluster
+from tests.integration.cluster import Cluster, eventually
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")
 
@@ -344,7 +344,17 @@ def test_a_daemon_that_dies_between_two_saves_is_found_again(place, node):
         save({**place, "timeout_s": 1.0}, {"x": torch.ones(2)}, 2)
     assert "no snapshotd answers" in caused(error, NoDaemon)
     node.start()
-    save(place, {"x": torch.ones(2) * 3}, 3)
+    steps = itertools.count(3)
+
+    def saved():
+        try:
+            save(place, {"x": torch.ones(2) * 3}, next(steps))
+        except CheckpointException as error:  # it has yet to hear of the job
+            assert "was not saved: this node does not know" in str(error)
+            return False
+        return True
+
+    eventually("a step is saved again", saved)
     load(place, found := {"x": torch.zeros(2)})
     assert found["x"].tolist() == [3, 3]
 
