@@ -44,6 +44,18 @@ class SnapshotdClientError(Exception):
         self.what = what
         self.remedy = remedy
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ranks tell each other their errors, whatever their constructors take.
+        return _as_it_was, (type(self), str(self), self.__dict__)
+
+
+def _as_it_was(
+    kind: type[SnapshotdClientError], text: str, state: dict[str, object]
+) -> SnapshotdClientError:
+    error = kind.__new__(kind, text)
+    error.__dict__.update(state)
+    return error
+
 
 class UnsupportedState(SnapshotdClientError):
     """A state that cannot be captured so that it comes back exactly."""

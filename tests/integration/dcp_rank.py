@@ -19,6 +19,7 @@ from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
+from snapshotd_client import Refused
 from snapshotd_client.dcp import SnapshotStorageReader, SnapshotStorageWriter
 from tests.unit.layout_training import WIDTH, build, digests, train
 
@@ -27,7 +28,7 @@ class Broken(DefaultSavePlanner):
     """Of the rank that fails."""
 
     def resolve_data(self, write_item):
-        raise OSError("no memory of this")
+        raise Refused("no-room", "no memory of this", "Have some")
 
 
 class Training:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import itertools
 import json
@@ -31,7 +32,13 @@ from snapshotd_client.dcp.member import Place
 from snapshotd_client.dcp.packing import pack, resolved, unpacked_paths
 from snapshotd_client.dcp.reading import Reads, skeletons
 from snapshotd_client.dcp.steps import is_step, step_of
-from snapshotd_client.errors import StateMismatch, UnsupportedState, WrongUse
+from snapshotd_client.errors import (
+    ReplicasDiverged,
+    SnapshotLost,
+    StateMismatch,
+    UnsupportedState,
+    WrongUse,
+)
 from snapshotd_client.filling import Taken, manifests
 from snapshotd_client.identity import Identity
 from tests.unit.client_layout_rank import Files
@@ -207,6 +214,20 @@ def test_steps():
         step_of("best")
     with pytest.raises(WrongUse, match="negative"):
         step_of(-1)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WrongUse("what", "remedy"),
+        StateMismatch(["one", "two"]),
+        SnapshotLost("lost", "what", "remedy"),
+        ReplicasDiverged(3, ["one"]),
+    ],
+)
+def test_an_error_is_the_same_for_the_rank_that_is_told_of_it(error):
+    told = copy.copy(error)  # by the same way as pickle
+    assert (type(told), str(told), vars(told)) == (type(error), str(error), vars(error))
 
 
 def test_ranks_of_a_process_group_are_those_of_the_job(monkeypatch):
