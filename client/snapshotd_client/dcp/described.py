@@ -48,7 +48,7 @@ class Contents:
             )
         if not all(CHECKPOINT in m.names for m in manifests.values()):
             raise StateMismatch(
-                ["it was saved by Snapshotter or imported, not saved by torch.distributed.checkpoint"],
+                ["it was saved by Snapshotter, or imported, not by torch.distributed.checkpoint"],
                 "Restore it with Snapshotter; or `snapshotd export` it, and load that.",
             )
         self._manifests = manifests
