@@ -79,6 +79,11 @@ class Buffers:
         """
         self._get(path, offset).make_ready(load, enough)
 
+    def forget(self, load: Load) -> None:
+        """Hold on to nothing of a load that does not come again."""
+        for mapped in self._mapped.values():
+            mapped.target.forget(load)
+
     def _get(self, path: str, offset: int) -> _Mapped:
         status = os.stat(path)  # noqa: PTH116  # a plain path, once a step
         identity = (status.st_dev, status.st_ino, status.st_size)

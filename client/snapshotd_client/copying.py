@@ -162,6 +162,10 @@ class Target:
             ],
         )
 
+    def forget(self, load: Load) -> None:
+        """Hold on to none of its tensors."""
+        self._ready.pop(load, None)
+
     def _put_large(self, offset: int, source: torch.Tensor, check: Callable[[int], None]) -> None:
         start, end = source.data_ptr(), source.numel()
         for at in range(0, end, _SLICE_BYTES):

@@ -9,6 +9,7 @@
     ├── StateChanged         the caller: a tensor is another one than at the last snapshot
     ├── WrongUse             the caller: rank, job or order of calls that cannot be right
     ├── InexactRestore       a `load_state_dict` that does not give back what it was given
+    ├── NoSuchStep           the caller: a step is asked for that the memory does not have
     ├── NoDaemon             the node: no daemon answers
     ├── Refused              the node: the daemon says no, and why
     │   ├── SnapshotLost     the job had a restore point, and it cannot be restored now
@@ -42,6 +43,18 @@ class SnapshotdClientError(Exception):
         super().__init__(f"{what}. {remedy}" if remedy else what)
         self.what = what
         self.remedy = remedy
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Ranks tell each other their errors, whatever their constructors take.
+        return _as_it_was, (type(self), str(self), self.__dict__)
+
+
+def _as_it_was(
+    kind: type[SnapshotdClientError], text: str, state: dict[str, object]
+) -> SnapshotdClientError:
+    error = kind.__new__(kind, text)
+    error.__dict__.update(state)
+    return error
 
 
 class UnsupportedState(SnapshotdClientError):
@@ -97,6 +110,10 @@ class ReplicasDiverged(SnapshotdClientError):
 
 class WrongUse(SnapshotdClientError):
     """A rank, a job name or an order of calls that cannot be right."""
+
+
+class NoSuchStep(SnapshotdClientError):
+    """The daemons hold no step of the job, or another one."""
 
 
 class NoDaemon(SnapshotdClientError):

@@ -13,6 +13,7 @@ from typing import Final
 
 from snapshotd_client.errors import WrongUse
 
+CLIENT_VERSION: Final = "0.1.0"
 DEFAULT_RUN_DIR: Final = "/run/snapshotd"
 
 #: torchrun's run id when none was given to it: every such job would share the name.

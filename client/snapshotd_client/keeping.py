@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from snapshotd_client.channel import Channel
-from snapshotd_client.errors import ProtectionTimeout, Refused, WrongUse
+from snapshotd_client.errors import Refused, WrongUse
 from snapshotd_client.handover import Handover
+from snapshotd_client.listening import Listening
 from snapshotd_client.news import News
 from snapshotd_client.waiting import Deadline
 from snapshotd_client.wires import DaemonGone
@@ -21,7 +22,7 @@ class Keeping:
         news: what the daemon told.
 
     Attributes:
-        alone: no daemon was there when the run began: none is looked for.
+        listening: hears the daemon.
         missed: snapshots that were due and not taken.
         snapshot_step: the newest one handed over; None before the first.
     """
@@ -30,7 +31,7 @@ class Keeping:
         self._channel = channel
         self._handover = handover
         self._news = news
-        self.alone = False
+        self.listening = Listening(channel, news)
         self.missed = 0
         self.snapshot_step: int | None = None
 
@@ -81,41 +82,10 @@ class Keeping:
         self.missed += 1
         self._news.report(f"step {step} is not {why}")
 
-    def _why(self) -> str:
-        if not self._channel.up:
-            return f"no daemon answers ({self._channel.why_down})"
-        return self._news.why()
-
-    def listen(self, timeout_s: float) -> None:
-        """Take in news, and find the daemon again if it is away."""
-        try:
-            if not self.alone and self._channel.poke():
-                self._channel.listen(timeout_s)
-            elif timeout_s > 0:
-                Deadline(timeout_s).sleep()
-        except DaemonGone as error:
-            self._news.report(f"the daemon is gone ({error})")
-        except Refused as error:
-            self._news.report(f"the daemon does not take this trainer back: {error}")
-
     def wait_protected(self, step: int | None, timeout_s: float) -> int:
         """As `Snapshotter.wait_protected`."""
         self.collect()
         wanted = self.snapshot_step if step is None else step
         if wanted is None:
             raise WrongUse("no snapshot was taken yet", "Call step() first, or name a step")
-        deadline = Deadline(timeout_s)
-        while True:
-            self.listen(deadline.slice_s(0.25))
-            if self._news.is_committed(wanted):
-                return int(self._news.progress.committed.step)
-            if self._channel.up and self._news.given_up(wanted):
-                raise ProtectionTimeout(
-                    f"step {wanted} will not be protected: some rank has no snapshot of it",
-                    "Train on: the next snapshot that every rank takes will be",
-                )
-            if deadline.over:
-                raise ProtectionTimeout(
-                    f"step {wanted} was not protected within {timeout_s:.1f} s: {self._why()}",
-                    "See `snapshotd status` on this node",
-                )
+        return self.listening.wait_committed(wanted, Deadline(timeout_s))

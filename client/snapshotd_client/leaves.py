@@ -24,6 +24,9 @@ RNG: Final = "<rng>"
 #: What optimizers hold beside tensors and parameters: learning rates and the like, by name.
 GROUPS: Final = "<groups>"
 
+#: Owner of all that torch.distributed.checkpoint saved, and the kind that Manifest.names gives it.
+CHECKPOINT: Final = "<checkpoint>"
+
 #: Marks the name of a tensor that a walk over dict, list and tuple does not reach.
 HIDDEN: Final = "<hidden"
 

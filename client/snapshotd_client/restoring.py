@@ -25,6 +25,7 @@ from snapshotd_client.differences import differences
 from snapshotd_client.errors import ProtectionTimeout, StateMismatch
 from snapshotd_client.filling import Ask, Taken, filled, manifests
 from snapshotd_client.identity import Identity
+from snapshotd_client.leaves import CHECKPOINT
 from snapshotd_client.meeting import Meeting, can_meet
 from snapshotd_client.relayout import Relayout
 from snapshotd_client.results import Restored
@@ -159,6 +160,11 @@ class WayBack:
         saved = manifests(self._ask)
         if sorted(saved) != list(range(saved_world)):
             raise StateMismatch([f"manifests of ranks {sorted(saved)}, of {saved_world} ranks"])
+        if any(CHECKPOINT in manifest.names for manifest in saved.values()):
+            raise StateMismatch(
+                ["it was saved by torch.distributed.checkpoint, not by Snapshotter"],
+                "Load it with dcp.load(storage_reader=SnapshotStorageReader(...)).",
+            )
         relayout = Relayout(saved, self._states, self._who, self._live)
         ranges, places, length = relayout.skeletons()
         with filled(self._ask, ranges, length, self._taken) as texts:

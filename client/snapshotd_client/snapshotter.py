@@ -29,7 +29,7 @@ from snapshotd_client.errors import (
     WrongUse,
 )
 from snapshotd_client.handover import Handover, Overlap
-from snapshotd_client.identity import identify
+from snapshotd_client.identity import CLIENT_VERSION, identify
 from snapshotd_client.keeping import Keeping
 from snapshotd_client.launch import this_launch
 from snapshotd_client.lock import TrainerLock
@@ -43,7 +43,6 @@ from snapshotd_client.wires import DaemonGone
 
 log = logging.getLogger(__name__)
 
-CLIENT_VERSION = "0.1.0"
 RESTORE_TIMEOUT_S = 300.0
 #: Of a run that is on its own: no rank of a job can join it half way.
 _ALONE = "this run began without a daemon; it is protected from its next start on"
@@ -203,7 +202,7 @@ class Snapshotter:
             allow_fresh=on_lost == "fresh", strict=strict, timeout_s=timeout_s
         )
         if found is None:
-            self._alone = self._keeping.alone = True
+            self._alone = self._keeping.listening.alone = True
             warnings.warn(
                 "restore() has no daemon to ask: nothing is restored, also where the job has "
                 f"snapshots; {_ALONE}",
@@ -281,7 +280,7 @@ class Snapshotter:
         self._check_open()
         if not self._handover.busy:
             self._keeping.collect()
-            self._keeping.listen(0.0)
+            self._keeping.listening.listen(0.0)
         progress = self._news.progress
         return Status(
             connected=self._channel.up,

@@ -22,7 +22,7 @@ PICKLE_PROTOCOL: Final = 5
 
 
 #: What pickle raises for bytes that it did not write, or that were cut short.
-_NO_TREES: Final = (
+NO_TREES: Final = (
     pickle.UnpicklingError,
     EOFError,
     ValueError,
@@ -99,7 +99,7 @@ def load(skeleton: bytes, tensor: TensorSource) -> dict[str, object]:
     try:
         for owner in _TreeUnpickler(stream, "", tensor).load():
             trees[owner] = _TreeUnpickler(stream, owner, tensor).load()
-    except _NO_TREES as error:
+    except NO_TREES as error:
         raise StateMismatch([f"the {len(skeleton)} bytes of the skeleton: {error!r}"]) from error
     return trees
 

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 RANK = Path(__file__).with_name("layout_rank.py")
+DCP_RANK = Path(__file__).with_name("dcp_rank.py")
 _runs = itertools.count()
 
 
-def run(nodes: list[Any], world: int, kind: str, scratch: Path, **given: Any) -> list[dict]:
+def run(
+    nodes: list[Any], world: int, kind: str, scratch: Path, program: Path = RANK, **given: Any
+) -> list[dict]:
     """Start rank r on node r of `nodes`, in turn, to its end; what each wrote."""
     number = next(_runs)
     slots: dict[str, int] = {}
@@ -29,7 +32,7 @@ def run(nodes: list[Any], world: int, kind: str, scratch: Path, **given: Any) ->
         }  # fmt: skip
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-W", "ignore", RANK, json.dumps(told), kind],
+                [sys.executable, "-W", "ignore", program, json.dumps(told), kind],
                 env=os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

@@ -18,28 +18,11 @@ from snapshotd_client import tree
 from snapshotd_client.bounds import out_of_bounds
 from snapshotd_client.capture import merge_groups
 from snapshotd_client.errors import StateMismatch
+from snapshotd_client.export.checkpoint import checkpoint_leaves
+from snapshotd_client.export.leaf import Leaf
 from snapshotd_client.export.naming import plainly_named
-from snapshotd_client.export.state import Keys
 from snapshotd_client.image import Image
-
-
-@dataclass(frozen=True, eq=False)
-class Leaf:
-    """Something that has a name in one shard.
-
-    Attributes:
-        path: its keys.
-        shard: which one.
-        value: it, or what stands for a tensor, which has no bytes.
-        mark: set where it stands for one.
-        entry: likewise.
-    """
-
-    path: Keys
-    shard: int
-    value: object
-    mark: tree.TensorMark | None
-    entry: segment_pb2.TensorEntry | None
+from snapshotd_client.leaves import CHECKPOINT
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,6 +85,9 @@ def opened(shard: int, path: Path, manifest_bytes: int) -> Opened:
 
     place = manifest.skeleton.image_offset
     trees = tree.load(bytes(image[place : place + manifest.skeleton.bytes]), tensor)
+    if CHECKPOINT in manifest.names:
+        leaves = dict(checkpoint_leaves(shard, manifest, image, trees[CHECKPOINT]))
+        return Opened(manifest, image, source, {}, leaves)
     merge_groups(trees)
     flat, paths = flatten_state_dict(plainly_named(trees, manifest, entry_of))
     leaves = {

@@ -17,7 +17,8 @@ from snapshotd_client.boxes import Box, Strided, dense_strides, runs
 from snapshotd_client.catalog import Catalog, Found, Source
 from snapshotd_client.errors import StateMismatch, UnsupportedState
 from snapshotd_client.exact import same_bits
-from snapshotd_client.export.opened import Leaf, opened
+from snapshotd_client.export.leaf import Leaf
+from snapshotd_client.export.opened import opened
 from snapshotd_client.export.state import Piece, State, Tensor, Thing
 from snapshotd_client.leaves import label, walk
 from snapshotd_client.ranges import RangesMaker
