@@ -164,8 +164,8 @@ class Blocks:
                 with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
                     # Here, and not at the reader's only: it is this node that must lose it.
                     check_range(chunk, at, record.image_bytes, record.grain_digests)
-                    yield chunk
                     self._store.sent(len(chunk))
+                    yield chunk
                 point("smp.read.sent")
 
     def _ranges(self, sealed: Sealed, spans: Spans) -> Generator[tuple[bytes, bytes]]:
@@ -177,8 +177,9 @@ class Blocks:
         point("smp.ranges.begun")
         with sealed.image(sealed.record.image_bytes) as image:
             for chunk in gathered(image, sealed.record, spans):
-                yield chunk, xxhash.xxh3_128_digest(chunk)
+                # Counted now: who has all that he wants may not ask for the end of the stream.
                 self._store.sent(len(chunk))
+                yield chunk, xxhash.xxh3_128_digest(chunk)
                 point("smp.ranges.sent")
 
     # -- in

@@ -53,9 +53,9 @@ def build(kind, world, width):
 
 
 def train(kind, model, opt, step, world):
-    """The same batch of 12 in every layout, each rank of data parallelism a share of it."""
+    """The same batch of 24 in every layout, each rank of data parallelism a share of it."""
     generator = torch.Generator().manual_seed(step)
-    batch = torch.rand(12, model_width(model), generator=generator)
+    batch = torch.rand(24, model_width(model), generator=generator)
     if kind != "tp":
         batch = batch.chunk(world)[dist.get_rank()]
     loss = model(batch).pow(2).mean()

@@ -366,7 +366,7 @@ def test_export_and_import_say_what_they_lack(
     source = ("--from", str(tier), "--job", "gpt")
     for arguments, code, why in (
         (("export", str(out), "--from", str(tier)), 2, "--from takes --job"),
-        (("export", str(out), *source), 1, "step newest is not in"),
+        (("export", str(out), *source), 1, "has no whole step of a job"),
         (("export", str(out), *source, "--step", "x"), 2, "say newest"),
         (("import", "--job", "gpt", "--to", str(tier), str(out)), 1, "no .metadata in it"),
         (("import", "--job", "gpt", "--to", str(out), str(out)), 1, "it is not there"),

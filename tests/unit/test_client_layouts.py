@@ -83,3 +83,13 @@ def test_it_comes_back_in_another_layout_and_goes_on_alike(ddp, tmp_path, kind, 
         assert out["losses"] == pytest.approx(again[0]["losses"], rel=1e-3)
     back = run("ddp", 4, tmp_path / "back", tmp_path / "moved")
     assert [o["came back"] for o in back] == [moved[0]["left"]] * 4
+
+
+def test_more_ranks_than_saved_it_take_it_up(ddp, tmp_path):
+    folder, first, again = ddp
+    six = run("fsdp", 6, tmp_path / "six", folder / "first")
+    assert [o["came back"] for o in six] == [first[0]["left"]] * 6
+    assert all(o["losses"] == pytest.approx(again[0]["losses"], rel=1e-3) for o in six)
+    eight = run("hsdp", 8, tmp_path / "eight", tmp_path / "six")
+    assert [o["came back"] for o in eight] == [six[0]["left"]] * 8
+    assert {o["restored"]["saved_world"] for o in eight} == {6}

@@ -14,7 +14,6 @@ from typing import Final, NamedTuple
 
 import torch.distributed as dist
 
-from snapshotd.wire.points import point
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import cuda
 from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, refusal_of
@@ -292,7 +291,6 @@ class Member:
         try:
             if entry.channel.up:
                 entry.channel.ask(pb.ToDaemon(detach=pb.Detach()), _LEAVE_S)
-                point("trainer.detach.answered")
         except (DaemonGone, Refused) as error:
             self._news.report(f"the daemon did not hear that this process leaves: {error}")
         finally:
