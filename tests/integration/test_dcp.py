@@ -364,3 +364,26 @@ def test_without_a_daemon_there_is_an_error(place, tmp_path):
     with pytest.raises(CheckpointException) as error:
         save({**place, "run_dir": tmp_path}, {"x": torch.ones(1)}, 1)
     assert "no snapshotd answers" in caused(error, NoDaemon)
+
+
+def test_what_memory_has_lost_comes_from_the_persistent_tier(tmp_path):
+    tier = tmp_path / "tier"
+    tier.mkdir()
+    every = {"interval_s": 0, "every_steps": 1, "keep_last": 3}
+    cluster = Cluster(parity=0, group_size=2, persist={"url": str(tier), **every})
+    try:
+        node = cluster.start(1)[0]
+        place = {"job": "j", "rank": 0, "world_size": 1, "local_rank": 0, "timeout_s": 60.0}
+        save({**place, "run_dir": node.run_dir}, saved := everything(), 4)
+        eventually("step 4 is whole", lambda: list(tier.glob("j/steps/*-*4.json")), 60)
+        SnapshotStorageReader(**place, run_dir=node.run_dir).close()
+        node.lose()
+        cluster.nodes.clear()
+        fresh = {**place, "run_dir": cluster.start(1)[0].run_dir}
+        reader = load(fresh, loaded := emptied(saved))
+        check_same(saved, loaded)
+        assert reader.newest_step() == 4
+        save(fresh, saved, 5)
+        reader.close()
+    finally:
+        cluster.close()
