@@ -15,11 +15,11 @@ VENV_PROTO := .venv-proto
 GRPCIO_TOOLS := grpcio-tools==1.71.2
 PROTO_INSTALLED := $(VENV_PROTO)/.installed-1.71.2
 
-.PHONY: help venv demo test sim sim-scale chaos fuzz bench bench-peers gpu-check check proto proto-check clean
+.PHONY: help venv demo test test-extended sim sim-scale chaos fuzz bench bench-peers gpu-check check proto proto-check clean
 
 help:
 	@echo "make demo    train on four local nodes, break them, compare every byte"
-	@echo "make test    all tests"
+	@echo "make test    the tests; what else takes long: make test-extended"
 	@echo "make sim     the protocol under SEEDS=100000 from SEED_START=0, in JOBS=2 processes"
 	@echo "make sim-scale   one node's work in jobs of NODES=64,1024,8192 nodes, in virtual time"
 	@echo "make chaos [ONLY=part]   kill every process role at every fault point, compare every byte"
@@ -46,7 +46,10 @@ demo: venv
 
 # Mostly waiting for other processes: two files at a time, each in one process.
 test: venv
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not extended"
+
+test-extended: venv
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m extended
 
 SEEDS ?= 100000
 SEED_START ?= 0

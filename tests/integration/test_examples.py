@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -126,20 +127,25 @@ def needs(module: str, package: str) -> pytest.MarkDecorator:
     )
 
 
+def in_either_epoch(first: int, second: int) -> list[Any]:
+    """Steps in the first epoch of ten, and in the second."""
+    return [pytest.param(first, marks=pytest.mark.extended), second]
+
+
 @needs("transformers", "snapshotd[hf]")
-@pytest.mark.parametrize("die_at", [6, 14])  # in the first epoch of ten steps, and in the second
+@pytest.mark.parametrize("die_at", in_either_epoch(6, 14))
 def test_hugging_face_trainer(cluster: Make, tmp_path: Path, die_at: int) -> None:
     killed_and_resumed(cluster, "hf_trainer.py", f"--out={tmp_path}", die_at=die_at)
 
 
 @needs("accelerate", "snapshotd[accelerate]")
-@pytest.mark.parametrize("die_at", [6, 15])
+@pytest.mark.parametrize("die_at", in_either_epoch(6, 15))
 def test_accelerate(cluster: Make, die_at: int) -> None:
     killed_and_resumed(cluster, "accelerate_loop.py", die_at=die_at)
 
 
 @needs("lightning", "snapshotd[lightning]")
-@pytest.mark.parametrize("die_at", [6, 15])
+@pytest.mark.parametrize("die_at", in_either_epoch(6, 15))
 def test_lightning(cluster: Make, tmp_path: Path, die_at: int) -> None:
     killed_and_resumed(cluster, "lightning_fit.py", f"--out={tmp_path}", die_at=die_at)
 
@@ -163,8 +169,14 @@ def test_lightning_on_two_ranks(cluster: Make, tmp_path: Path) -> None:
     "script",
     [
         pytest.param("hf_trainer.py", marks=needs("transformers", "snapshotd[hf]")),
-        pytest.param("accelerate_loop.py", marks=needs("accelerate", "snapshotd[accelerate]")),
-        pytest.param("lightning_fit.py", marks=needs("lightning", "snapshotd[lightning]")),
+        pytest.param(
+            "accelerate_loop.py",
+            marks=[needs("accelerate", "snapshotd[accelerate]"), pytest.mark.extended],
+        ),
+        pytest.param(
+            "lightning_fit.py",
+            marks=[needs("lightning", "snapshotd[lightning]"), pytest.mark.extended],
+        ),
     ],
 )
 def test_a_place_in_the_data_is_refused_to_another_number_of_ranks(

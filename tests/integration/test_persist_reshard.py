@@ -45,7 +45,7 @@ def check_stored(new: BareJob, world: int) -> None:
         assert wanted <= filled.bytes_received <= wanted + 2 * GRAIN * len(rows)
 
 
-@pytest.mark.parametrize("world", [2, 3, 6])
+@pytest.mark.parametrize("world", [2, 3, pytest.param(6, marks=pytest.mark.extended)])
 def test_another_world_reads_the_ranges_it_needs(cluster: Make, tier: Path, world: int) -> None:
     made = cluster(persist={"url": str(tier), **EVERY})
     nodes = saved_and_lost(made, tier)

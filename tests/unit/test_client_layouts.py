@@ -69,7 +69,7 @@ def test_a_rank_that_stored_all_of_its_own_does_not_hinder_the_others(tmp_path):
     assert [o["restored"]["rng"] for o in again] == ["restored"] * 2
 
 
-MOVES = [("fsdp", 3), ("hsdp", 4), ("tp", 2)]
+MOVES = [("fsdp", 3), pytest.param("hsdp", 4, marks=pytest.mark.extended), ("tp", 2)]
 
 
 @pytest.mark.parametrize(("kind", "world"), MOVES)
@@ -85,6 +85,7 @@ def test_it_comes_back_in_another_layout_and_goes_on_alike(ddp, tmp_path, kind, 
     assert [o["came back"] for o in back] == [moved[0]["left"]] * 4
 
 
+@pytest.mark.extended
 def test_more_ranks_than_saved_it_take_it_up(ddp, tmp_path):
     folder, first, again = ddp
     six = run("fsdp", 6, tmp_path / "six", folder / "first")
