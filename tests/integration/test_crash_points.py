@@ -16,7 +16,6 @@ SELECTED = (
     "first-trainer.attach.sent-1-kill",
     "step-trainer.piece.copied-4-kill",
     "step-trainer.written.sent-1-kill",
-    "restart-trainer.restore.piece-3-kill",
     "close-trainer.detach.answered-1-kill",
     "first-smp.allocate.filled-1-kill",
     "step-smp.begin.headed-1-kill",
@@ -32,15 +31,12 @@ SELECTED = (
     "damaged-smp.quarantine.done-1-kill",
     "away-smp.claim.denied-1-kill",
     "first-supervisor.record.half-1-kill",
-    "restart-supervisor.record.half-2-kill",
     "adopt-supervisor.port.open-1-kill",
     "drop-supervisor.record.half-1-kill",
     "stop-supervisor.stop.asked-1-kill",
     "regroup-smp.fill.begun-1-kill",
     "written-tier.put.half-1-both",
     "stored-smp.load.sealed-1-both",
-    "regroup_stored-smp.stored.taken-10-both",
-    "regroup_stored-supervisor.record.half-2-kill",
     "regroup_stored-trainer.fill.answered-2-kill",
 )
 
