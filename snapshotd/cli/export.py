@@ -74,6 +74,7 @@ def _export(arguments: argparse.Namespace) -> int:
     )
 
     check_client("export")
+    arguments.step = _wanted(arguments.step)
     source: Source = _memory(arguments) if arguments.url is None else _tier(arguments)
     target = arguments.directory.absolute()
     with disk_errors(), unfinished(target) as half, bars() as progress:
@@ -201,15 +202,20 @@ def _held(nodes: list[pb.NodeFacts], job: str) -> dict[Version, dict[int, tuple[
     return held
 
 
-def _chosen(step: str, versions: list[Version], where: str) -> Version:
-    """The newest version, or the newest of a step."""
+def _wanted(text: str) -> int | None:
+    """A step, None for the newest."""
     try:
-        wanted = None if step == "newest" else int(step)
+        return None if text == "newest" else int(text)
     except ValueError as error:
         remedy = "Name a step by its number, or say newest"
-        raise CallerError(f"--step {step[:40]}", remedy) from error
-    found = [v for v in versions if wanted in (None, v.step)]
+        raise CallerError(f"--step {text[:40]}", remedy) from error
+
+
+def _chosen(step: int | None, versions: list[Version], where: str) -> Version:
+    """The newest version, or the newest of a step."""
+    found = [v for v in versions if step in (None, v.step)]
     if not found:
         there = ", ".join(str(v.step) for v in sorted(versions)) or "none"
-        raise DamagedBytes(f"step {step} is not in {where}; there: {there}")
+        named = "newest" if step is None else step
+        raise DamagedBytes(f"step {named} is not in {where}; there: {there}")
     return max(found)
