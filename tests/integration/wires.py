@@ -34,6 +34,7 @@ class Trainer:
         self._socket.connect(f"ipc://{path}")
         self._incarnation = incarnation
         self._number = 0
+        self._answers: dict[int, tp.ToTrainer] = {}  # come before they were waited for
 
     def send(self, *frames: bytes) -> None:
         self._socket.send_multipart(frames)
@@ -50,13 +51,14 @@ class Trainer:
     def hear(self, request: int, timeout_s: float = ANSWER_S) -> tp.ToTrainer:
         """The answer to a request; what comes unasked is passed over."""
         deadline_s = time.monotonic() + timeout_s
-        while True:
+        while request not in self._answers:
             left_s = deadline_s - time.monotonic()
             assert left_s > 0, f"no answer within {timeout_s} s"
             if self._socket.poll(int(left_s * 1000)):
                 reply = tp.ToTrainer.FromString(self._socket.recv())
-                if reply.request == request and reply.WhichOneof("body") != "progress":
-                    return reply
+                if reply.WhichOneof("body") != "progress":
+                    self._answers[reply.request] = reply
+        return self._answers.pop(request)
 
     def ask(self, **body: object) -> tp.ToTrainer:
         return self.hear(self.say(**body))
