@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable
 from typing import Final
 
@@ -19,6 +20,7 @@ from snapshotd_client.errors import (
     SnapshotLost,
     WorldChanged,
 )
+from snapshotd_client.identity import CLIENT_VERSION, Identity
 from snapshotd_client.waiting import Deadline
 from snapshotd_client.wires import DaemonGone
 
@@ -29,6 +31,24 @@ CONNECT_TIMEOUT_S: Final = 20.0
 LIVENESS_S: Final = 5.0
 #: For the daemon to allocate and touch the memory of the first snapshots, some GiB a second.
 PREPARED_S: Final = 60.0
+
+
+def attach_of(
+    who: Identity, launch: str, decision: node_pb2.DecisionId | None, passed_step: int
+) -> pb.Attach:
+    """What a trainer says as it comes: who it is, what it was answered, how far it is."""
+    return pb.Attach(
+        job=who.job,
+        run_id=who.run_id,
+        restart_count=who.restart_count,
+        shard=who.rank,
+        world=who.world_size,
+        client_version=CLIENT_VERSION,
+        decision=decision,
+        passed_step=passed_step,
+        launch=launch,
+        cpus=sorted(os.sched_getaffinity(0)),
+    )
 
 
 class RestoreQuestion:

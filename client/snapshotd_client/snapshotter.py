@@ -21,7 +21,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.accord import Accord
-from snapshotd_client.asking import CONNECT_TIMEOUT_S, prepared
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, attach_of, prepared
 from snapshotd_client.channel import Channel
 from snapshotd_client.errors import (
     NoDaemon,
@@ -29,7 +29,7 @@ from snapshotd_client.errors import (
     WrongUse,
 )
 from snapshotd_client.handover import Handover, Overlap
-from snapshotd_client.identity import CLIENT_VERSION, identify
+from snapshotd_client.identity import identify
 from snapshotd_client.keeping import Keeping
 from snapshotd_client.launch import this_launch
 from snapshotd_client.lock import TrainerLock
@@ -342,21 +342,11 @@ class Snapshotter:
 
     def _attach(self) -> pb.Attach:
         who = self._who
-        return pb.Attach(
-            job=who.job,
-            run_id=who.run_id,
-            restart_count=who.restart_count,
-            shard=who.rank,
-            world=who.world_size,
-            predicted_image_bytes=predict_image_bytes(
-                self._states, self._replicas, who.rank, who.world_size
-            ),
-            client_version=CLIENT_VERSION,
-            decision=self._decision,
-            passed_step=self._next_step,
-            launch=self._launch,
-            cpus=sorted(os.sched_getaffinity(0)),
+        attach = attach_of(who, self._launch, self._decision, self._next_step)
+        attach.predicted_image_bytes = predict_image_bytes(
+            self._states, self._replicas, who.rank, who.world_size
         )
+        return attach
 
     def _let_go(self) -> None:
         self._closed = True

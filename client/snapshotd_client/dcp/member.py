@@ -16,7 +16,7 @@ import torch.distributed as dist
 
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client import cuda
-from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, refusal_of
+from snapshotd_client.asking import CONNECT_TIMEOUT_S, RestoreQuestion, attach_of, refusal_of
 from snapshotd_client.buffers import Buffers
 from snapshotd_client.capture import Capture
 from snapshotd_client.channel import Channel
@@ -29,7 +29,7 @@ from snapshotd_client.errors import (
     WrongUse,
 )
 from snapshotd_client.flight import Cargo, Flight
-from snapshotd_client.identity import CLIENT_VERSION, Identity, identify
+from snapshotd_client.identity import Identity, identify
 from snapshotd_client.launch import this_launch
 from snapshotd_client.listening import Listening
 from snapshotd_client.lock import TrainerLock
@@ -265,18 +265,8 @@ class Member:
         who, incarnation, launch = self.who, uuid.uuid4().hex, this_launch()
 
         def attach() -> pb.Attach:
-            return pb.Attach(
-                job=who.job,
-                run_id=who.run_id,
-                restart_count=who.restart_count,
-                shard=who.rank,
-                world=who.world_size,
-                client_version=CLIENT_VERSION,
-                decision=self._reply.decision.id if self._reply is not None else None,
-                passed_step=self._passed,
-                launch=launch,
-                cpus=sorted(os.sched_getaffinity(0)),
-            )
+            answered = self._reply.decision.id if self._reply is not None else None
+            return attach_of(who, launch, answered, self._passed)
 
         channel = Channel(who.run_dir, who.local_rank, incarnation, attach, self._news.take)
         lock = TrainerLock(who.run_dir, who.local_rank, incarnation)
