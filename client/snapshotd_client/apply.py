@@ -19,7 +19,7 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
 from snapshotd_client.adopted import adopt, is_imported
 from snapshotd_client.bounds import out_of_bounds
-from snapshotd_client.capture import Survey, merge_groups, survey
+from snapshotd_client.capture import Survey, find, merge_groups, survey
 from snapshotd_client.differences import differences, in_place
 from snapshotd_client.errors import InexactRestore, StateMismatch
 from snapshotd_client.exact import all_same_bits, copy_exact, is_expanded
@@ -49,6 +49,7 @@ def apply(
     states: Mapping[str, object],
     on_rng: bool = True,
     live: Survey | None = None,
+    fits: bool = False,
 ) -> dict[str, object]:
     """Restore `states` and the random generators from an image.
 
@@ -62,6 +63,7 @@ def apply(
         states: as given to Snapshotter.
         on_rng: whether to set the random generators.
         live: what `survey` says of `states` as they are now, where it was asked already.
+        fits: whether `differences` found none between the image's manifest and that of `live`.
 
     Returns:
         The keyword values that travelled with the snapshot.
@@ -76,7 +78,8 @@ def apply(
     live.manifest.job, live.manifest.world, live.manifest.shard = job, world, shard
     if is_imported(manifest):
         _refuse(adopt(manifest, live.manifest, manifest_and_image))
-    _refuse(differences(manifest, live.manifest))
+    if not fits:
+        _refuse(differences(manifest, live.manifest))
     _refuse(out_of_bounds(manifest, len(manifest_and_image)))
     _refuse(_absent_devices(manifest))
     image = Image(
@@ -158,6 +161,7 @@ class _Trees:
         self._foreign = {name for name, state in states.items() if _is_foreign(name, state)}
         self._kinds = dict(image.manifest.names)
         self._made: dict[tuple[int, bool], torch.Tensor] = {}
+        self._views: dict[int, torch.Tensor] = {}  # those of them that are the image's own bytes
         self._marks: dict[int, tree.TensorMark] = {}
         self.by_owner = tree.load(skeleton, self._tensor)
         merge_groups(self.by_owner)
@@ -168,11 +172,11 @@ class _Trees:
         key = (mark.index, private)
         if key not in self._made:
             with torch.no_grad():
-                made = (
-                    self._image.view(mark.index, conj=mark.conj, neg=mark.neg)
-                    if borrowed
-                    else self._image.own(mark, private=private)
-                )
+                if borrowed:
+                    made = self._image.view(mark.index, conj=mark.conj, neg=mark.neg)
+                    self._views[mark.index] = made
+                else:
+                    made = self._image.own(mark, private=private)
             self._made[key] = made
             self._marks[id(made)] = mark
         return self._made[key]
@@ -235,6 +239,8 @@ class _Trees:
 
     def view(self, index: int) -> torch.Tensor:
         """Tensor `index` as the snapshot holds it, conjugate and negative bits applied."""
+        if index in self._views:
+            return self._views[index]
         made = self._made.get((index, False))
         mark = self._marks[id(made)] if made is not None else None
         flags = {"conj": mark.conj, "neg": mark.neg} if mark else {}
@@ -271,7 +277,7 @@ def _load_module(module: torch.nn.Module, saved: dict[str, object]) -> None:
 
 
 def _compare(trees: _Trees, states: Mapping[str, object]) -> None:
-    now = {(leaf.owner, leaf.name): leaf.tensor for leaf in survey(states).leaves.leaves}
+    now = {(leaf.owner, leaf.name): leaf.tensor for leaf in find(states).leaves}
     kinds = {MODULE, OPTIMIZER, TENSOR}
     required = in_place(trees.manifest)
     names: list[str] = []

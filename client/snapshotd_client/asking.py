@@ -59,8 +59,19 @@ class RestoreQuestion:
         self._required = required
         self._report = report
 
-    def ask(self, *, allow_fresh: bool, deadline: Deadline) -> pb.Restored | None:
+    def ask(
+        self,
+        *,
+        allow_fresh: bool,
+        deadline: Deadline,
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> pb.Restored | None:
         """The daemons' answer; None when none is there, and none is required.
+
+        Args:
+            allow_fresh: whether a job that had snapshots may begin anew.
+            deadline: for all of it.
+            meanwhile: called once the question is out.
 
         Raises:
             NoDaemon: none answers in time, and one is required.
@@ -68,12 +79,16 @@ class RestoreQuestion:
             Refused: the daemon does not take the question.
         """
         question = pb.ToDaemon(restore=pb.Restore(allow_fresh=allow_fresh, reshard=True))
+        asked = False
         while True:
             try:
                 if not self._channel.up:
                     self._channel.connect(deadline.slice_s(CONNECT_TIMEOUT_S))
                 number = self._channel.post(question)
                 point("trainer.restore.sent")
+                if not asked:
+                    asked = True
+                    meanwhile()
                 return self._await(number, deadline)
             except DaemonGone as error:
                 self._report(f"the daemon is gone while restoring ({error})")

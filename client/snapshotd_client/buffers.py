@@ -8,6 +8,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
+from threading import Thread
 from typing import Final
 
 import torch
@@ -16,12 +17,14 @@ from snapshotd_client import cuda
 from snapshotd_client.copying import Load, Target
 from snapshotd_client.errors import SnapshotdClientError
 from snapshotd_client.image import frozen_bytes
-from snapshotd_client.pages import advise, have
+from snapshotd_client.pages import advise, have, see
 from snapshotd_client.wires import DaemonGone
 
 _Identity = tuple[int, int, int]
 
 _SLICE_BYTES: Final = 256 << 20
+#: What is read may be wanted, or not, while it is brought in.
+_SEEN_BYTES: Final = 32 << 20
 
 
 class _Mapped:
@@ -85,8 +88,7 @@ class Buffers:
             mapped.target.forget(load)
 
     def _get(self, path: str, offset: int) -> _Mapped:
-        status = os.stat(path)  # noqa: PTH116  # a plain path, once a step
-        identity = (status.st_dev, status.st_ino, status.st_size)
+        identity = _identity(path)
         known = self._mapped.get(path)
         if known is not None and known.identity == identity:
             return known
@@ -122,7 +124,11 @@ class Reading:
         protection, flags = mmap.PROT_READ, mmap.MAP_SHARED
         if private:
             protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE
+        self._seeing: Thread | None = None
+        self._closing = False
+        self._place = path, offset, length
         try:
+            self._file = _identity(path)
             self._mapping = _map(path, protection, os.O_RDONLY, flags)
         except OSError as error:
             raise DaemonGone(f"its segment cannot be mapped: {error}") from error
@@ -137,17 +143,45 @@ class Reading:
         self.image = self._whole[offset : offset + length]
         self._address = frozen_bytes(self._whole).data_ptr()
 
+    def see(self) -> None:
+        """Have its pages in this process's tables, in a thread of its own."""
+        self._seeing = Thread(target=self._see, name="snapshotd-see", daemon=True)
+        self._seeing.start()
+
+    def _see(self) -> None:
+        _, offset, length = self._place
+        first = offset // mmap.PAGESIZE * mmap.PAGESIZE
+        for start in range(first, offset + length, _SEEN_BYTES):
+            if self._closing:
+                return
+            see(self._address + start, min(_SEEN_BYTES, offset + length - start))
+
+    def shows(self, path: str, offset: int, length: int) -> bool:
+        """Whether it is these bytes of the file that is there now."""
+        try:
+            return (path, offset, length) == self._place and _identity(path) == self._file
+        except OSError:
+            return False
+
     def close(self) -> None:
         """Unmap it: no tensor may refer to it any more.
 
         Takes some ms for each 256 MiB, for which the interpreter lock is let go.
         """
+        self._closing = True
+        if self._seeing is not None:
+            self._seeing.join()
         length = len(self._mapping)
         self.image.release()
         self._whole.release()
         for start in range(0, length, _SLICE_BYTES):
             advise(self._address + start, min(_SLICE_BYTES, length - start), mmap.MADV_DONTNEED)
         self._mapping.close()
+
+
+def _identity(path: str) -> _Identity:
+    status = os.stat(path)  # noqa: PTH116  # a plain path, once a step
+    return status.st_dev, status.st_ino, status.st_size
 
 
 def _map(path: str, protection: int, access: int, flags: int = mmap.MAP_SHARED) -> mmap.mmap:

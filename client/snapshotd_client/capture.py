@@ -382,13 +382,19 @@ class Survey:
     leaves: Inventory
 
 
+def find(states: Mapping[str, object]) -> Inventory:
+    """The tensors of modules, optimizers and bare tensors, as they are now."""
+    inventory = Inventory()
+    for name, state in states.items():
+        if kind_of(name, state) != STATEFUL:
+            inventory.take_walk(name, collect(state))
+    return inventory
+
+
 def survey(states: Mapping[str, object]) -> Survey:
     """Describe the live state as a manifest would, without the opaque objects and any bytes."""
-    inventory = Inventory()
     with torch.no_grad():
-        for name, state in states.items():
-            if kind_of(name, state) != STATEFUL:
-                inventory.take_walk(name, collect(state))
+        inventory = find(states)
         extents, places = inventory.gather()
         about = About(states)
         manifest = segment_pb2.Manifest(

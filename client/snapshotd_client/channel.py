@@ -43,6 +43,9 @@ class Channel:
         incarnation: random name of this life of the process.
         attach: what to attach with, asked for anew at each attach.
         on_progress: called with each unasked Progress.
+
+    Attributes:
+        newest: what the daemon said when this trainer attached that a restore may well name.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Channel:
         self._patience_s = _ASK_AGAIN_S
         self._refusal: Refused | None = None
         self.why_down = "never connected"
+        self.newest = pb.Image()
 
     @property
     def up(self) -> bool:
@@ -188,6 +192,7 @@ class Channel:
             point("trainer.attach.sent")
         elif body == "attached":
             self._up = True
+            self.newest = reply.attached.newest
             self._patience_s = _ASK_AGAIN_S
             self._refusal = None
             self.why_down = ""

@@ -197,6 +197,8 @@ class Handover:
             hook.remove()
         self._courier.close()
         self._buffers.close()
+        for image in self._spent:
+            image.close()
 
     def _end_readying(self) -> None:
         """Have the buffers to ourselves."""

@@ -7,7 +7,8 @@ import mmap
 from collections.abc import Callable
 from typing import Final
 
-#: mmap.MADV_POPULATE_WRITE, which Python does not name. Linux 5.14 and later.
+#: Advice that Python's mmap does not name. Linux 5.14 and later.
+_MADV_POPULATE_READ: Final = 22
 _MADV_POPULATE_WRITE: Final = 23
 #: Less is not worth the call.
 _LEAST_BYTES: Final = 128 << 10
@@ -27,6 +28,11 @@ def touch(address: int, nbytes: int) -> None:
 def have(address: int, nbytes: int) -> None:
     """Have all pages of a part of a mapping in this process's tables, writable."""
     advise(address, nbytes, _MADV_POPULATE_WRITE)
+
+
+def see(address: int, nbytes: int) -> None:
+    """As `have`, to be read."""
+    advise(address, nbytes, _MADV_POPULATE_READ)
 
 
 def advise(address: int, nbytes: int, advice: int) -> None:

@@ -24,6 +24,7 @@ from snapshotd_client.capture import Survey, survey
 from snapshotd_client.differences import differences
 from snapshotd_client.errors import ProtectionTimeout, StateMismatch
 from snapshotd_client.filling import Ask, Taken, filled, manifests
+from snapshotd_client.foreseen import Foreseen
 from snapshotd_client.identity import Identity
 from snapshotd_client.leaves import CHECKPOINT
 from snapshotd_client.meeting import Meeting, can_meet
@@ -48,6 +49,7 @@ class WayBack:
         strict: whether what does not fit is an error.
         deadline: for the other ranks.
         spent: closes a mapping when nobody waits for it.
+        seen: what was done ahead.
     """
 
     def __init__(
@@ -59,8 +61,10 @@ class WayBack:
         strict: bool,
         deadline: Deadline,
         spent: Callable[[Reading], None],
+        seen: Foreseen | None = None,
     ) -> None:
         self._spent = spent
+        self._seen = seen or Foreseen()
         self._who = who
         self._states = states
         self._ask = ask
@@ -100,7 +104,7 @@ class WayBack:
 
     def _take_own(self, reply: pb.Restored) -> dict[str, object] | None:
         """The keyword values; None where this rank's own image does not do."""
-        reading = Reading(reply.path, reply.image_offset, reply.image_bytes)
+        reading = self._seen.take(reply.path, reply.image_offset, reply.image_bytes)
         # After an error the traceback may hold tensors of it: it is unmapped with the last of them.
         values = self._take_image(reply, reading.image)
         self._spent(reading)
@@ -114,7 +118,7 @@ class WayBack:
         if manifest is None or not fits:
             return None
         if not divided:
-            return self._apply(image, reply.manifest_bytes)
+            return self._apply(image, reply.manifest_bytes, fits=True)
         if not all_divided:
             return None
         whole, length, received = assemble(image, manifest, self._deadline.left_s())
@@ -125,7 +129,7 @@ class WayBack:
     @cached_property
     def _live(self) -> Survey:
         """The state before any of it is changed."""
-        return survey(self._states)
+        return self._seen.live or survey(self._states)
 
     def _differences(self, manifest: segment_pb2.Manifest, image: memoryview) -> list[str]:
         live = self._live.manifest
@@ -184,7 +188,7 @@ class WayBack:
             return self._apply(image, plan.manifest_bytes, on_rng=same_world)
 
     def _apply(
-        self, image: memoryview, manifest_bytes: int, *, on_rng: bool = True
+        self, image: memoryview, manifest_bytes: int, *, on_rng: bool = True, fits: bool = False
     ) -> dict[str, object]:
         point("trainer.restore.mapped")
         who = self._who
@@ -197,6 +201,7 @@ class WayBack:
             states=self._states,
             on_rng=on_rng,
             live=self._live,
+            fits=fits,
         )
 
 

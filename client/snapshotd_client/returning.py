@@ -12,6 +12,7 @@ from snapshotd_client.asking import RestoreQuestion, refusal_of
 from snapshotd_client.buffers import Reading
 from snapshotd_client.channel import Channel
 from snapshotd_client.errors import NoDaemon
+from snapshotd_client.foreseen import Foreseen
 from snapshotd_client.identity import Identity
 from snapshotd_client.lock import TrainerLock
 from snapshotd_client.restoring import WayBack
@@ -75,38 +76,55 @@ class Returning:
             return None
         question = RestoreQuestion(self._channel, required=self._required, report=self._report)
         while True:
-            asked_s = time.monotonic()
-            reply = question.ask(allow_fresh=allow_fresh, deadline=deadline)
-            answered_s = time.monotonic()
-            if reply is None:
-                return None
-            decision = reply.decision
-            if decision.WhichOneof("outcome") == "refusal":
-                raise refusal_of(decision)
-            if not decision.HasField("restore"):
-                return Return(decision.id, None)
-            way = WayBack(
-                self._who,
-                self._states,
-                lambda message: self._channel.ask(message, deadline.left_s()),
-                strict=strict,
-                deadline=deadline,
-                spent=self._spent,
-            )
+            seen = Foreseen()
             try:
-                restored = way.take(reply)
+                return self._ask_and_take(question, seen, allow_fresh, strict, deadline)
             except DaemonGone as error:
                 self._report(f"the daemon is gone while restoring ({error})")
-                continue
-            return Return(
-                decision.id,
-                replace(
-                    restored,
-                    waited_s=answered_s - asked_s,
-                    staged_s=reply.staged_s,
-                    loaded_s=time.monotonic() - answered_s,
-                ),
-            )
+            finally:
+                seen.let_go(self._spent)
+
+    def _ask_and_take(
+        self,
+        question: RestoreQuestion,
+        seen: Foreseen,
+        allow_fresh: bool,
+        strict: bool,
+        deadline: Deadline,
+    ) -> Return | None:
+        asked_s = time.monotonic()
+        reply = question.ask(
+            allow_fresh=allow_fresh,
+            deadline=deadline,
+            meanwhile=lambda: seen.look(self._channel.newest, self._states),
+        )
+        answered_s = time.monotonic()
+        if reply is None:
+            return None
+        decision = reply.decision
+        if decision.WhichOneof("outcome") == "refusal":
+            raise refusal_of(decision)
+        if not decision.HasField("restore"):
+            return Return(decision.id, None)
+        way = WayBack(
+            self._who,
+            self._states,
+            lambda message: self._channel.ask(message, deadline.left_s()),
+            strict=strict,
+            deadline=deadline,
+            spent=self._spent,
+            seen=seen,
+        )
+        restored = way.take(reply)
+        return Return(
+            decision.id,
+            replace(
+                restored,
+                waited_s=answered_s - asked_s,
+                staged_s=reply.staged_s,
+                loaded_s=time.monotonic() - answered_s,
+            ),
+        )
 
     def _locked(self) -> bool:
         """Hold the slot's lock: at construction there may have been no directory for it."""

@@ -7,6 +7,9 @@ run of whole grains can be verified alone, by whoever holds the digests.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from itertools import repeat
+
 import xxhash
 
 from snapshotd.errors import DamagedBytes
@@ -37,7 +40,9 @@ def content_digest(grain_digests: bytes) -> bytes:
     return xxhash.xxh3_128_digest(grain_digests)
 
 
-def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes) -> bytes:
+def check_range(
+    chunk: memoryview, offset: int, image_bytes: int, digests: bytes, threads: int = 1
+) -> bytes:
     """Verify a run of grains of an image.
 
     Args:
@@ -46,6 +51,7 @@ def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes
         offset: where the run starts; a multiple of the image's grain.
         image_bytes: length of the whole image.
         digests: of all grains of the image, as `grain_digests` returns them.
+        threads: how many may read it, each a part.
 
     Returns:
         The digests of the run.
@@ -59,7 +65,7 @@ def check_range(chunk: memoryview, offset: int, image_bytes: int, digests: bytes
         raise ValueError(f"offset {offset} is not a multiple of the grain of {grain} bytes")
     _check_lengths(len(chunk), offset, image_bytes, len(digests))
     first = offset // grain
-    found = _digests(chunk, grain)
+    found = _digests_at_once(chunk, grain, threads) if threads > 1 else _digests(chunk, grain)
     expected = digests[first * DIGEST_BYTES : first * DIGEST_BYTES + len(found)]
     if found != expected:
         index = _first_difference(found, expected)
@@ -76,6 +82,13 @@ def _digests(chunk: memoryview, grain: int) -> bytes:
         xxhash.xxh3_128_digest(chunk[start : start + grain])
         for start in range(0, len(chunk), grain)
     )
+
+
+def _digests_at_once(chunk: memoryview, grain: int, threads: int) -> bytes:
+    part = max(1, -(-len(chunk) // (grain * threads))) * grain
+    parts = (chunk[start : start + part] for start in range(0, len(chunk), part))
+    with ThreadPoolExecutor(threads) as pool:
+        return b"".join(pool.map(_digests, parts, repeat(grain)))
 
 
 def _check_lengths(chunk_bytes: int, offset: int, image_bytes: int, digest_bytes: int) -> None:

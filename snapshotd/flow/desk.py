@@ -58,9 +58,7 @@ class TrainerDesk:
         """One request. Raises SnapshotdError for a refusal."""
         body = message.WhichOneof("body")
         if body == "attach":
-            self._attach(identity, message)
-            home = self._machine.home
-            return pb.ToTrainer(attached=pb.Attached(cluster_id=self._cluster_id, node=home.node))
+            return pb.ToTrainer(attached=self._attach(identity, message))
         self._check_owner(message)
         match body:
             case "restore":
@@ -109,7 +107,7 @@ class TrainerDesk:
                 ErrorCode.OUT_OF_ORDER, "this trainer is not attached to this slot", "Attach first"
             )
 
-    def _attach(self, identity: bytes, message: pb.ToDaemon) -> None:
+    def _attach(self, identity: bytes, message: pb.ToDaemon) -> pb.Attached:
         facts = trainer_facts(message)
         cpus = frozenset(message.attach.cpus)
         check_cpus(cpus)
@@ -126,6 +124,23 @@ class TrainerDesk:
         self._open.clear()
         self._reported = None
         self._smp.wake()
+        return pb.Attached(
+            cluster_id=self._cluster_id,
+            node=self._machine.home.node,
+            newest=self._newest(facts.job, facts.shard),
+        )
+
+    def _newest(self, job: str, shard: int) -> pb.Image | None:
+        """What a restore may well name: the trainer can map it meanwhile."""
+        holding = self._smp.foresight.newest(job, shard)
+        if holding is None:
+            return None
+        try:
+            segment = self._smp.vault.segment(job, holding.version, shard)
+        except RequestError:
+            return None  # just let go of
+        length = holding.image_bytes
+        return pb.Image(path=str(segment.path), image_offset=HEADER_BYTES, image_bytes=length)
 
     def _check_lock(self, incarnation: str) -> None:
         """A slot is its who holds the slot's lock, and has said in it who he is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import dataclass
 from typing import Final
@@ -14,6 +15,8 @@ from snapshotd.metadata import DataHolding, SlotCounters
 
 #: A pass that ended longer ago says too little of the bytes as they are now.
 FRESH_S: Final = 1.0
+#: Of the processors that this process may use: a restore waits for the pass.
+MOST_THREADS: Final = 4
 
 
 @dataclass(slots=True)
@@ -41,12 +44,16 @@ class Foresight:
         self._machine = machine
         self._begun: _Pass | None = None
 
-    def begin(self, job: str, shard: int) -> None:
-        """A trainer asks to restore a shard: most likely it will be the newest that is here."""
+    def newest(self, job: str, shard: int) -> DataHolding | None:
+        """Of a shard what is here: most likely a restore will name just that."""
         held = self._machine.facts("", SlotCounters()).data
-        mine = [d for d in held if (d.job, d.shard) == (job, shard)]
-        if self._begun is None and mine:
-            newest = max(mine, key=lambda d: d.version)
+        mine = (d for d in held if (d.job, d.shard) == (job, shard))
+        return max(mine, key=lambda d: d.version, default=None)
+
+    def begin(self, job: str, shard: int) -> None:
+        """A trainer asks to restore a shard."""
+        newest = self.newest(job, shard)
+        if self._begun is None and newest is not None:
             task = asyncio.get_running_loop().create_task(self._verify(newest))
             task.add_done_callback(_looked_at)
             self._begun = _Pass(newest, task)
@@ -65,7 +72,7 @@ class Foresight:
 
     async def _verify(self, holding: DataHolding) -> float:
         with self._vault.reading(holding.job, holding.version, holding.shard) as segment:
-            await to_the_end(segment.verify)
+            await to_the_end(segment.verify, min(len(os.sched_getaffinity(0)), MOST_THREADS))
         return time.monotonic()
 
 

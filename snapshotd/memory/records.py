@@ -87,13 +87,13 @@ def parse_record(header: SegmentHeader, record: bytes) -> SealRecord | ParityRec
     return parsed
 
 
-def check_image(record: SealRecord | ParityRecord, image: memoryview) -> None:
-    """Hold an image against its record, every grain.
+def check_image(record: SealRecord | ParityRecord, image: memoryview, threads: int = 1) -> None:
+    """Hold an image against its record, every grain, in some threads.
 
     Raises:
         DamagedBytes: names the first bytes that differ.
     """
-    check_range(image, 0, record.image_bytes, record.grain_digests)
+    check_range(image, 0, record.image_bytes, record.grain_digests, threads)
     if isinstance(record, SealRecord) and record.content_digest != content_digest(
         record.grain_digests
     ):

@@ -264,8 +264,8 @@ class Segment:
             self._record = self._read_record()
         return self._record
 
-    def verify(self) -> None:
-        """Read everything again and hold it against its checksums: header, record, each grain.
+    def verify(self, threads: int = 1) -> None:
+        """Read all again, in some threads: header, record, each grain against its checksum.
 
         Raises:
             ValueError: not SEALED.
@@ -278,7 +278,7 @@ class Segment:
                 raise DamagedBytes("its header was changed by somebody else")
         record = self._read_record()
         with self.image(self._header.image_bytes) as image, self._named():
-            check_image(record, image)
+            check_image(record, image, threads)
 
     def free(self) -> None:
         """WRITING or SEALED to FREE: what it held is forgotten, its memory is kept.

@@ -40,12 +40,13 @@ def test_every_run_of_grains_verifies_alone_and_each_flip_is_named(length, data)
     first = data.draw(st.integers(0, grains - 1))
     last = data.draw(st.integers(first, grains - 1))
     start, end = first * GRAIN, min((last + 1) * GRAIN, length)
-    check_range(memoryview(image)[start:end], start, length, digests)
+    threads = data.draw(st.integers(1, 4))
+    check_range(memoryview(image)[start:end], start, length, digests, threads)
     flipped = data.draw(st.integers(start, end - 1))
     image[flipped] ^= 1 << data.draw(st.integers(0, 7))
     named = flipped // GRAIN * GRAIN
     with pytest.raises(DamagedBytes, match=f"bytes {named} to "):
-        check_range(memoryview(image)[start:end], start, length, digests)
+        check_range(memoryview(image)[start:end], start, length, digests, threads)
 
 
 def test_an_empty_run_is_intact() -> None:

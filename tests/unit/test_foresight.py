@@ -28,7 +28,8 @@ class Books:
         self.passes.append(version)
         yield self
 
-    def verify(self) -> None:
+    def verify(self, threads: int) -> None:
+        assert threads >= 1
         if self.damaged:
             raise DamagedBytes("a flipped bit")
 

@@ -107,12 +107,24 @@ class Attach(_message.Message):
     def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., predicted_image_bytes: _Optional[int] = ..., client_version: _Optional[str] = ..., decision: _Optional[_Union[_node_pb2.DecisionId, _Mapping]] = ..., passed_step: _Optional[int] = ..., launch: _Optional[str] = ..., cpus: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Attached(_message.Message):
-    __slots__ = ("cluster_id", "node")
+    __slots__ = ("cluster_id", "node", "newest")
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     NODE_FIELD_NUMBER: _ClassVar[int]
+    NEWEST_FIELD_NUMBER: _ClassVar[int]
     cluster_id: str
     node: str
-    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ...) -> None: ...
+    newest: Image
+    def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., newest: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
+
+class Image(_message.Message):
+    __slots__ = ("path", "image_offset", "image_bytes")
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    path: str
+    image_offset: int
+    image_bytes: int
+    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ...) -> None: ...
 
 class Restore(_message.Message):
     __slots__ = ("allow_fresh", "reshard")
