@@ -36,6 +36,7 @@ from snapshotd_client.owners import (
     kind_of,
 )
 from snapshotd_client.placing import Placing
+from snapshotd_client.room import Room
 from snapshotd_client.structure import plain_schedule, plain_to_load
 
 
@@ -50,6 +51,7 @@ def apply(
     on_rng: bool = True,
     live: Survey | None = None,
     fits: bool = False,
+    room: Room | None = None,
 ) -> dict[str, object]:
     """Restore `states` and the random generators from an image.
 
@@ -64,6 +66,7 @@ def apply(
         on_rng: whether to set the random generators.
         live: what `survey` says of `states` as they are now, where it was asked already.
         fits: whether `differences` found none between the image's manifest and that of `live`.
+        room: memory for tensors that are made.
 
     Returns:
         The keyword values that travelled with the snapshot.
@@ -83,7 +86,11 @@ def apply(
     _refuse(out_of_bounds(manifest, len(manifest_and_image)))
     _refuse(_absent_devices(manifest))
     image = Image(
-        manifest_and_image, manifest, meshes_of(dtensors(states)), _anchors(manifest, live)
+        manifest_and_image,
+        manifest,
+        meshes_of(dtensors(states)),
+        _anchors(manifest, live),
+        room,
     )
     place = manifest.skeleton.image_offset
     skeleton = bytes(manifest_and_image[place : place + manifest.skeleton.bytes])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Callable
-from threading import Thread
 from typing import Final
 
 import torch
@@ -124,8 +123,6 @@ class Reading:
         protection, flags = mmap.PROT_READ, mmap.MAP_SHARED
         if private:
             protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE
-        self._seeing: Thread | None = None
-        self._closing = False
         self._place = path, offset, length
         try:
             self._file = _identity(path)
@@ -143,16 +140,12 @@ class Reading:
         self.image = self._whole[offset : offset + length]
         self._address = frozen_bytes(self._whole).data_ptr()
 
-    def see(self) -> None:
-        """Have its pages in this process's tables, in a thread of its own."""
-        self._seeing = Thread(target=self._see, name="snapshotd-see", daemon=True)
-        self._seeing.start()
-
-    def _see(self) -> None:
+    def see(self, enough: Callable[[], bool]) -> None:
+        """Have its pages in this process's tables, until it is enough."""
         _, offset, length = self._place
         first = offset // mmap.PAGESIZE * mmap.PAGESIZE
         for start in range(first, offset + length, _SEEN_BYTES):
-            if self._closing:
+            if enough():
                 return
             see(self._address + start, min(_SEEN_BYTES, offset + length - start))
 
@@ -168,9 +161,6 @@ class Reading:
 
         Takes some ms for each 256 MiB, for which the interpreter lock is let go.
         """
-        self._closing = True
-        if self._seeing is not None:
-            self._seeing.join()
         length = len(self._mapping)
         self.image.release()
         self._whole.release()

@@ -1,4 +1,4 @@
-"""Done while the daemons decide: the live state surveyed, and the image mapped that they may name.
+"""Done while the daemons decide: the live state surveyed, and had what they most likely name.
 
 Nothing of it is taken for true: the image counts when the answer names it, and only then.
 """
@@ -7,27 +7,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from threading import Thread
 
+from google.protobuf.message import DecodeError
+
+from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.buffers import Reading
 from snapshotd_client.capture import Survey, survey
 from snapshotd_client.errors import SnapshotdClientError
+from snapshotd_client.owners import OPTIMIZER
+from snapshotd_client.room import Room
 from snapshotd_client.wires import DaemonGone
 
 
 class Foreseen:
-    """What one question's time was used for.
+    """What the time of one question was used for.
 
     Attributes:
-        live: the state before any of it is changed; None where it was not looked at.
+        live: the state before any of it is changed; None where it was not surveyed.
+        room: for optimizer state that is not there yet.
     """
 
     def __init__(self) -> None:
         self.live: Survey | None = None
+        self.room = Room()
         self._reading: Reading | None = None
+        self._threads: list[Thread] = []
+        self._over = False
 
     def look(self, newest: pb.Image, states: Mapping[str, object]) -> None:
-        """Use the time.
+        """Use the time, until `end`; what takes long goes on in threads.
 
         Args:
             newest: what the daemon holds; without a path, nothing.
@@ -36,9 +46,21 @@ class Foreseen:
         if newest.path:
             with suppress(DaemonGone, SnapshotdClientError):  # it may have been let go of since
                 self._reading = Reading(newest.path, newest.image_offset, newest.image_bytes)
-                self._reading.see()
+                self._begin(self._reading.see)
         with suppress(SnapshotdClientError):  # which is met again where it matters
             self.live = survey(states)
+        if self._reading is not None and self.live is not None:
+            opening = bytes(self._reading.image[: newest.manifest_bytes])
+            sizes = _sizes_of_new(opening, self.live)
+            if sum(sizes) <= newest.image_bytes:
+                self.room = Room(sizes)
+                self._begin(self.room.touch)
+
+    def end(self, path: str, offset: int, length: int) -> None:
+        """The answer is there, and names these bytes: do no more."""
+        self._stop()
+        if self._reading is None or not self._reading.shows(path, offset, length):
+            self.room = Room()  # the memory may be wanted otherwise
 
     def take(self, path: str, offset: int, length: int) -> Reading:
         """The bytes that the answer names. Raises as `Reading`."""
@@ -49,6 +71,41 @@ class Foreseen:
 
     def let_go(self, close: Callable[[Reading], None]) -> None:
         """What was not taken is not wanted."""
+        self._stop()
         reading, self._reading = self._reading, None
         if reading is not None:
             close(reading)
+
+    def _stop(self) -> None:
+        self._over = True
+        for thread in self._threads:
+            thread.join()
+
+    def _begin(self, work: Callable[[Callable[[], bool]], None]) -> None:
+        thread = Thread(
+            target=work, args=(lambda: self._over,), name="snapshotd-ahead", daemon=True
+        )
+        self._threads.append(thread)
+        thread.start()
+
+
+def _sizes_of_new(opening: bytes, live: Survey) -> list[int]:
+    """Bytes of the memory that only optimizers' tensors need which are not live.
+
+    Args:
+        opening: what should be a manifest; nobody has verified it.
+        live: what there is.
+    """
+    try:
+        manifest = segment_pb2.Manifest.FromString(opening)
+    except DecodeError:
+        return []
+    there = {(leaf.owner, leaf.name) for leaf in live.leaves.leaves}
+    new: set[int] = set()
+    other: set[int] = set()
+    for entry in manifest.tensors:
+        is_new = manifest.names.get(entry.owner) == OPTIMIZER and entry.device_type == "cpu"
+        is_new = is_new and (entry.owner, entry.name) not in there
+        (new if is_new else other).add(entry.extent)
+    extents = [e for i, e in enumerate(manifest.extents) if i in new - other]
+    return [extent.part.whole or extent.bytes for extent in extents]

@@ -14,6 +14,7 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.extents import storage_bytes, tensor_at
 from snapshotd_client.leaves import mesh_key, placement_of
+from snapshotd_client.room import Room
 from snapshotd_client.tree import TensorMark
 
 #: Has the second's bytes in the first: at once, or when it is told to.
@@ -44,11 +45,13 @@ class Image:
         manifest: segment_pb2.Manifest,
         meshes: Mapping[_MeshKey, DeviceMesh],
         anchors: Mapping[int, Anchor],
+        room: Room | None = None,
     ) -> None:
         self.manifest = manifest
         self._bytes = frozen_bytes(buffer)
         self._meshes = meshes
         self._anchors = anchors
+        self._room = room or Room()
         self._storages: dict[tuple[int, bool], Anchor] = {}
 
     def view(self, index: int, *, conj: bool = False, neg: bool = False) -> torch.Tensor:
@@ -97,7 +100,7 @@ class Image:
         if key not in self._storages:
             extent = self.manifest.extents[entry.extent]
             source = storage_bytes(self._bytes.untyped_storage(), extent.image_offset, extent.bytes)
-            fresh = torch.empty(extent.bytes, dtype=torch.uint8, device=device)
+            fresh = self._room.take(extent.bytes, device)
             put(fresh, source)
             self._storages[key] = Anchor(fresh.untyped_storage(), 0)
         return self._storages[key]

@@ -202,6 +202,7 @@ class WayBack:
             on_rng=on_rng,
             live=self._live,
             fits=fits,
+            room=self._seen.room,
         )
 
 

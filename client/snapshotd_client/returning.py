@@ -101,6 +101,7 @@ class Returning:
         answered_s = time.monotonic()
         if reply is None:
             return None
+        seen.end(reply.path, reply.image_offset, reply.image_bytes)
         decision = reply.decision
         if decision.WhichOneof("outcome") == "refusal":
             raise refusal_of(decision)

@@ -22,6 +22,7 @@ from snapshotd.wire.points import point
 from snapshotd.wire.protocol import HEADER_BYTES, ErrorCode
 from snapshotd.wire.v1 import node_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
+from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 if TYPE_CHECKING:
     from snapshotd.flow.smp import Smp
@@ -137,10 +138,16 @@ class TrainerDesk:
             return None
         try:
             segment = self._smp.vault.segment(job, holding.version, shard)
-        except RequestError:
-            return None  # just let go of
-        length = holding.image_bytes
-        return pb.Image(path=str(segment.path), image_offset=HEADER_BYTES, image_bytes=length)
+            record = segment.record
+        except SnapshotdError:
+            return None  # just let go of, or damaged: who restores it will say so
+        assert isinstance(record, SealRecord), "what a shard's segment has"
+        return pb.Image(
+            path=str(segment.path),
+            image_offset=HEADER_BYTES,
+            image_bytes=record.image_bytes,
+            manifest_bytes=record.manifest_bytes,
+        )
 
     def _check_lock(self, incarnation: str) -> None:
         """A slot is its who holds the slot's lock, and has said in it who he is."""

@@ -117,14 +117,16 @@ class Attached(_message.Message):
     def __init__(self, cluster_id: _Optional[str] = ..., node: _Optional[str] = ..., newest: _Optional[_Union[Image, _Mapping]] = ...) -> None: ...
 
 class Image(_message.Message):
-    __slots__ = ("path", "image_offset", "image_bytes")
+    __slots__ = ("path", "image_offset", "image_bytes", "manifest_bytes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
     IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MANIFEST_BYTES_FIELD_NUMBER: _ClassVar[int]
     path: str
     image_offset: int
     image_bytes: int
-    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    manifest_bytes: int
+    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_bytes: _Optional[int] = ..., manifest_bytes: _Optional[int] = ...) -> None: ...
 
 class Restore(_message.Message):
     __slots__ = ("allow_fresh", "reshard")
