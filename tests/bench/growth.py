@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TENSORS = (10, 100, 1000, 10_000)
 TENSOR_STATE_BYTES = 16 * MIB
-SIZES_MIB = (64, 256, 1024, 4096, 8192)
+SIZES_MIB = (64, 256, 1024, 2048, 3072, 4096, 8192)
 NODES = (2, 4, 8, 16, 32, 64)
 GROUP = 4
 #: Of a supervisor and an SMP; with the ranks, which are all in this process.
@@ -40,6 +40,10 @@ SNAPSHOTS = 8
 #: Of idleness whose traffic is taken off that of the snapshots.
 LOOK_S = 6.0
 START_S = 300.0
+#: From so many nodes on heartbeats are rarer, so that one machine has processors for all.
+CROWD = 32
+#: What a step may wait for a daemon that has no processor.
+STALL_S = 60.0
 PLOTS = Path("bench-growth.png")
 
 
@@ -118,7 +122,8 @@ def _snapshot_ms(size: int, parameters: int, snapshots: int) -> dict[str, float]
 def _nodes(snapshots: int) -> Table:
     table = Table(
         f"Growth with the number of nodes, groups of {GROUP}",
-        "one rank a node, tiny shards, default timeouts; commit: median ms from the last step() "
+        f"one rank a node, tiny shards, default timeouts (from {CROWD} nodes on 4 and 16 times as "
+        "long, so that one machine has processors for all); commit: median ms from the last step() "
         "until all know; control traffic between supervisors, each node's part, both ways, as the "
         "kernel counts it: TCP segments with data, KiB; idle: each second; snapshot: beyond that",
     )
@@ -126,10 +131,15 @@ def _nodes(snapshots: int) -> Table:
         if psutil.virtual_memory().available < count * NODE_BYTES:
             continue
         with closing(Cluster(group_size=min(count, GROUP))) as cluster:
-            cluster.timeouts = {name: getattr(Timeouts(), name) for name in cluster.timeouts}
+            cluster.timeouts = _timeouts(count, tuple(cluster.timeouts))
             table.add(**_with_nodes(cluster, count, snapshots))
     columns = ("commit_ms", "snapshot_segments", "snapshot_KiB", "idle_KiB_s")
     return _fitted(table, "nodes", columns)
+
+
+def _timeouts(count: int, names: Sequence[str]) -> dict[str, float]:
+    rarer = max(1.0, 4 * (count / CROWD) ** 2) if count >= CROWD else 1.0
+    return {name: rarer * getattr(Timeouts(), name) for name in names}
 
 
 def _with_nodes(cluster: Cluster, count: int, snapshots: int) -> dict[str, Any]:
@@ -138,17 +148,19 @@ def _with_nodes(cluster: Cluster, count: int, snapshots: int) -> dict[str, Any]:
         node.launch()
     for node in nodes:
         eventually(f"{node.name} serves", node.ready, START_S)
-    cluster.met()
-    job = Job(homes(nodes))
+    cluster.met(START_S)
+    job = Job(homes(nodes), max_stall_s=STALL_S)
     with closing(job):
         job.restore(timeout_s=START_S)
-        job.train_protected(2)
-        idle = _rates(nodes)
+        for _ in range(2):
+            job.train(1)
+            job.protected(START_S)
+        idle = _rates(nodes, max(LOOK_S, 3 * cluster.timeouts["heartbeat_s"]))
         before, begun_s, commits = _traffic(nodes), time.perf_counter(), []
         for _ in range(snapshots):
             job.train(1)
             trained_s = time.perf_counter()
-            job.protected(timeout_s=120.0)
+            job.protected(START_S)
             commits.append(time.perf_counter() - trained_s)
         after, took_s = _traffic(nodes), time.perf_counter() - begun_s
 
@@ -173,10 +185,10 @@ class _Traffic:
     count_bytes: float
 
 
-def _rates(nodes: Sequence[Node]) -> _Traffic:
+def _rates(nodes: Sequence[Node], look_s: float) -> _Traffic:
     """Each second, while nothing happens."""
     before, begun_s = _traffic(nodes), time.perf_counter()
-    time.sleep(LOOK_S)  # noqa: TID251  # nothing is to happen
+    time.sleep(look_s)  # noqa: TID251  # nothing is to happen
     after, took_s = _traffic(nodes), time.perf_counter() - begun_s
     return _Traffic(
         (after.segments - before.segments) / took_s,

@@ -207,7 +207,7 @@ class Cluster:
         self.met()
         return nodes
 
-    def met(self) -> None:
+    def met(self, timeout_s: float = 30.0) -> None:
         """Every running node sees every other one live."""
 
         def live(node: Node) -> int:
@@ -215,7 +215,9 @@ class Cluster:
 
         running = [n for n in self.nodes.values() if n.process and n.process.poll() is None]
         for node in running:
-            eventually(f"{node.name} has met all", lambda n=node: live(n) >= len(running))
+            eventually(
+                f"{node.name} has met all", lambda n=node: live(n) >= len(running), timeout_s
+            )
 
     def close(self) -> None:
         running = [n for n in self.nodes.values() if n.process and n.process.poll() is None]
