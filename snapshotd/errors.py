@@ -10,6 +10,7 @@
     │   └── Misbehaved       it sent what no honest node sends; says what
     ├── TooFewBlocks         the group lost more than its parity can give back
     ├── NoRoom               memory, budget, descriptors
+    ├── Busy                 another process of this node stands in the way, and does not move
     └── DamagedBytes         bytes that are not what was sealed: a flipped bit, a cut file
 
 Anything else that escapes is a bug of ours. Each error says what was wrong with the facts, and
@@ -74,6 +75,12 @@ class TooFewBlocks(SnapshotdError):
 
 class NoRoom(SnapshotdError):
     """Memory, budget or descriptors do not suffice."""
+
+
+class Busy(SnapshotdError):
+    """Another process of this node keeps what is needed, and does not get on."""
+
+    transient = True
 
 
 class DamagedBytes(SnapshotdError):

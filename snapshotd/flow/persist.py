@@ -26,7 +26,7 @@ from snapshotd.core.persist import (
     Write,
 )
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import DamagedBytes, NoRoom, RequestError, SnapshotdError
+from snapshotd.errors import Busy, DamagedBytes, NoRoom, RequestError, SnapshotdError
 from snapshotd.flow.errands import ask, look, stored_from
 from snapshotd.flow.stored import StoredShards
 from snapshotd.flow.threads import to_the_end
@@ -190,7 +190,7 @@ class Persister:
         try:
             await self._vault.make_ready(job, segment.record.image_bytes, self._generations + 1)
         except SnapshotdError as error:
-            if not isinstance(error, NoRoom):
+            if not isinstance(error, NoRoom | Busy):
                 raise
             log.info("no buffer more while a step is written to the persistent tier: %s", error)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from snapshotd.errors import ConfigError, NoRoom
+from snapshotd.errors import SnapshotdError
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.rooms import Rooms
 from snapshotd.memory.segment import Segment
@@ -42,7 +42,7 @@ class Readiness:
                     job, image_bytes, self._rooms.generations + self._more
                 ):
                     pass
-        except (NoRoom, ConfigError) as error:
+        except SnapshotdError as error:
             log.info("no memory is made ready for job %s: %s", job, error)
         finally:
             if mine == self._wanted:

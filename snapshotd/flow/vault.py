@@ -146,7 +146,7 @@ class Vault:
         """Make one buffer for shards, unless there are `count`; whether one was made.
 
         Raises:
-            NoRoom, ConfigError: it cannot be made.
+            NoRoom, ConfigError, Busy: it cannot be made.
         """
         record = seal_record_bytes(job, image_bytes)
         async with self._claiming:

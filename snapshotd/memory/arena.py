@@ -132,6 +132,7 @@ class Arena:
             NoRoom: the budget, the file system or descriptors do not suffice, even without the
                 FREE segments that are too small; those are gone then.
             ConfigError: the directory is read-only or forbidden.
+            Busy: another process that allocates has been stopped.
         """
         with self._books:
             fitting = self._smallest_fitting(kind, image_bytes, record_bytes)
@@ -149,7 +150,7 @@ class Arena:
             Whether one was made.
 
         Raises:
-            NoRoom, ConfigError: as `claim`; but no other segment is given up for it.
+            NoRoom, ConfigError, Busy: as `claim`; but no other segment is given up for it.
         """
         with self._books:
             there = [s for s in self._segments if _fits(s, kind, image_bytes, record_bytes)]

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+import select
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import psutil
 
-from snapshotd.errors import NoRoom
+from snapshotd.errors import Busy, NoRoom
 from snapshotd.memory.allocation import explain
 from snapshotd.memory.cgroup import cgroup_left_bytes
 from snapshotd.memory.locks import open_lock
@@ -24,6 +26,14 @@ from snapshotd.memory.locks import open_lock
 KEPT_AVAILABLE_BYTES: Final = 64 << 20
 
 _LOCK_NAME: Final = ".budget.lock"
+
+#: What one allocation of another process is waited for. One that takes longer has been stopped.
+LOCK_S: Final = 30.0
+#: Between two looks at the lock; flock itself knows no bound.
+LOCK_PAUSE_S: Final = 0.01
+
+#: What the holder calls itself: its pid, and when it took the lock.
+_MAX_HOLDER_BYTES: Final = 64
 
 #: Finished and unfinished segments of every slot.
 _SEGMENT_FILES: Final = "slot-*/*.seg*"
@@ -38,6 +48,7 @@ class Budget:
     def __init__(self, shm_dir: Path, limit_bytes: int) -> None:
         self._shm_dir = shm_dir
         self._limit_bytes = limit_bytes
+        self._stuck = b""  # the holder that was waited for in vain
 
     @property
     def shm_dir(self) -> Path:
@@ -59,9 +70,10 @@ class Budget:
         """Hold the right to allocate `count_bytes` for the length of the block.
 
         Nobody else on the node allocates meanwhile, so allocate within it and do nothing slower.
-        Waits for other processes that are within theirs.
+        Waits for other processes that are within theirs, for each of them LOCK_S at most.
 
         Raises:
+            Busy: one of them does not come to its end; it is not waited for a second time.
             NoRoom: the budget, or the machine, does not have that much left.
             ConfigError: `shm_dir` is read-only or forbidden.
         """
@@ -91,10 +103,39 @@ class Budget:
         except OSError as error:
             raise explain(error, path) from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._take(descriptor, path)
             yield
         finally:
             os.close(descriptor)
+
+    def _take(self, descriptor: int, path: Path) -> None:
+        holder, until_s = b"", time.monotonic() + LOCK_S
+        while not _locked(descriptor):
+            seen = os.pread(descriptor, _MAX_HOLDER_BYTES, 0)
+            if seen != holder:
+                holder, until_s = seen, time.monotonic() + LOCK_S
+            if time.monotonic() >= until_s or (holder and holder == self._stuck):
+                self._stuck = holder
+                pid = holder.split()[0].decode(errors="replace") if holder.split() else "unknown"
+                raise Busy(
+                    f"{path}: the process {pid} has held the lock of the node's memory for "
+                    f"{LOCK_S:g} s or longer; one allocation is all that it may be held for",
+                    "let that process go on (kill -CONT) if it was stopped, or end it",
+                )
+            # No event tells that another process let go; rarely does anybody wait here at all.
+            select.select([], [], [], LOCK_PAUSE_S)
+        # A full tmpfs has no page for it: then the error of whoever waits knows no pid.
+        with suppress(OSError):
+            name = f"{os.getpid()} {time.monotonic_ns()}".encode()
+            os.pwrite(descriptor, name.ljust(_MAX_HOLDER_BYTES), 0)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _available_bytes() -> int:

@@ -15,7 +15,7 @@ import zmq.asyncio
 from google.protobuf.message import DecodeError
 from zmq.utils.monitor import recv_monitor_message
 
-from snapshotd.errors import NoRoom, RequestError, SnapshotdError
+from snapshotd.errors import Busy, NoRoom, RequestError, SnapshotdError
 from snapshotd.wire.protocol import MAX_CONTROL_BYTES, PROTOCOL_VERSION, ErrorCode
 from snapshotd.wire.v1 import trainer_pb2 as pb
 
@@ -97,6 +97,8 @@ def refused(error: SnapshotdError) -> pb.Refused:
         code = error.code
     elif isinstance(error, NoRoom):
         code = ErrorCode.NO_ROOM
+    elif isinstance(error, Busy):
+        code = ErrorCode.BUSY
     return pb.Refused(code=code, what=error.what, remedy=error.remedy)
 
 

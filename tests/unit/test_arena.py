@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from snapshotd.errors import CallerError, ConfigError, NoRoom
+from snapshotd.errors import Busy, CallerError, ConfigError, NoRoom
+from snapshotd.memory import budget
 from snapshotd.memory.arena import Arena, capacity_bytes
 from snapshotd.memory.budget import Budget
 from snapshotd.memory.locks import DirectoryLock, trainer_holding
@@ -241,20 +242,63 @@ def test_two_processes_share_one_budget(shm_path: Path) -> None:
     assert limit - size < used <= limit
 
 
+_RESERVE_UNTIL_TOLD = """
+    import sys
+    from pathlib import Path
+    from snapshotd.memory.budget import Budget
+    with Budget(Path(sys.argv[1]), 100).reserve(10):
+        print("ready", flush=True)
+        sys.stdin.readline()
+    print("through", flush=True)
+    sys.stdin.readline()
+"""
+
+
 def test_a_killed_process_gives_the_budgets_lock_back(shm_path: Path) -> None:
-    program = """
-        import sys
-        from pathlib import Path
-        from snapshotd.memory.budget import Budget
-        with Budget(Path(sys.argv[1]), 100).reserve(10):
-            print("ready", flush=True)
-            sys.stdin.readline()
-    """
-    with child(program, shm_path) as process:
+    with child(_RESERVE_UNTIL_TOLD, shm_path) as process:
         process.kill()
         process.wait()
     with Budget(shm_path, 100).reserve(100):
         pass
+
+
+def test_a_process_stopped_in_its_allocation_is_not_waited_for_for_ever(
+    shm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "LOCK_S", 0.2)
+    with opened(shm_path, 3 * MIB) as arena, child(_RESERVE_UNTIL_TOLD, shm_path) as process:
+        process.send_signal(signal.SIGSTOP)
+        with pytest.raises(Busy, match=rf"the process {process.pid} has held the lock"):
+            arena.claim(Kind.DATA, 100, 100)
+        # It is known now: nobody waits for it once more.
+        monkeypatch.setattr(budget, "LOCK_S", 3600)
+        with pytest.raises(Busy, match=rf"the process {process.pid} has held the lock"):
+            arena.claim(Kind.DATA, 100, 100)
+        process.send_signal(signal.SIGCONT)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "through\n"
+        arena.claim(Kind.DATA, 100, 100).unclaim()
+
+
+def test_each_process_that_allocates_is_given_its_time(
+    shm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(budget, "LOCK_S", 0.4)
+    taken = threading.Event()
+
+    def hold_again_and_again() -> None:
+        for _ in range(8):
+            with holder.reserve(10):
+                taken.set()
+                threading.Event().wait(0.1)
+
+    holder, busy = Budget(shm_path, 100), threading.Thread(target=hold_again_and_again)
+    busy.start()
+    taken.wait()
+    with Budget(shm_path, 100).reserve(10):
+        pass
+    busy.join()
 
 
 # -- adoption
