@@ -164,7 +164,7 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
     await vault.adopt()
     point("smp.adopt.done")
     cluster_id, identity = settings.cluster_id, _identity(settings)
-    bandwidth = Bandwidth(settings.bytes_per_s)
+    bandwidth = Bandwidth(settings.bytes_per_s, settings.stall_s)
     client = PlanesClient(
         identity, cluster_id, home, settings.stall_s, vault.received, vault.sent, bandwidth
     )

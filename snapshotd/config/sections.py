@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from snapshotd.config.kinds import CodecName, File, PlaneName, Seconds, Section
 from snapshotd.wire.cpus import ALL, AUTO, parse_cpus
 
-#: The least bound of bytes a second: below it a peer would take a stream that waits for stalled.
+#: The least bound of bytes a second: with less, too few streams could be served at once.
 LEAST_RATE: Final = 16 << 20
 
 #: Below it, a chunk takes so long that the program which writes it is taken for hung.
@@ -110,7 +110,7 @@ class Background(Section):
             return bytes_per_s
         raise PydanticCustomError(
             "bytes_per_s",
-            "blocks would be so slow that peers take them for stalled",
+            "too few blocks could be sent at once without being taken for stalled",
             {"expected": "0 for no bound, or at least 16MiB"},
         )
 

@@ -66,8 +66,11 @@ class BlocksService(Blocks):
                     yield chunk
 
     async def _read_ranges(self, request: pb.RangesRequest) -> AsyncGenerator[pb.RangesReply]:
-        with self._ranges_asked_for(request) as (sealed, spans):
-            for chunk, digest in self._ranges(sealed, spans):
+        with (
+            self._ranges_asked_for(request) as (sealed, spans),
+            closing(self._ranges(sealed, spans)) as chunks,
+        ):
+            for chunk, digest in chunks:
                 await self._bandwidth.wait(len(chunk))
                 yield pb.RangesReply(chunk=chunk, digest=digest)
 

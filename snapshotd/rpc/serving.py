@@ -7,7 +7,7 @@ is pinned until the reader is done or gone.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -155,11 +155,12 @@ class Blocks:
         """The bytes asked for, each chunk verified; one is sent, and gone, when the next is due.
 
         Raises:
-            DamagedBytes: they are not what was sealed.
+            DamagedBytes: they are not what was sealed. PeerError: too many are served.
         """
         point("smp.read.begun")
         record, end = sealed.record, request.offset + request.bytes
-        with sealed.image(record.image_bytes) as image:
+        turns = self._bandwidth.stream() if request.bytes else nullcontext()
+        with turns, sealed.image(record.image_bytes) as image:
             for at in range(request.offset, end, TRANSFER_BYTES):
                 with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
                     # Here, and not at the reader's only: it is this node that must lose it.
@@ -172,10 +173,10 @@ class Blocks:
         """The ranges in chunks, each with its digest; one is sent when the next is due.
 
         Raises:
-            DamagedBytes: they are not what was sealed.
+            DamagedBytes: they are not what was sealed. PeerError: too many are served.
         """
         point("smp.ranges.begun")
-        with sealed.image(sealed.record.image_bytes) as image:
+        with self._bandwidth.stream(), sealed.image(sealed.record.image_bytes) as image:
             for chunk in gathered(image, sealed.record, spans):
                 # Counted now: who has all that he wants may not ask for the end of the stream.
                 self._store.sent(len(chunk))

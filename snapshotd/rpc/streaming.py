@@ -7,14 +7,17 @@ since what it waits for can be broken off.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from threading import Lock
 from typing import Final, TypeVar
 
-from snapshotd.core.bandwidth import Bucket
+from snapshotd.core.bandwidth import Bucket, most_streams
+from snapshotd.errors import PeerError
+from snapshotd.wire.protocol import TRANSFER_BYTES
 
 T = TypeVar("T")
 
@@ -45,12 +48,46 @@ async def streamed(work: Callable[[], T], stop: Callable[[], None]) -> T:
 
 
 class Bandwidth:
-    """What one process may send of blocks; 0 bytes a second: as much as goes. For all threads."""
+    """What one process may send of blocks; 0 bytes a second: as much as goes. For all threads.
 
-    def __init__(self, bytes_per_s: int = 0, clock: Callable[[], float] = time.monotonic) -> None:
+    `stall_s`: how long a peer waits for the next chunk of a stream.
+    """
+
+    def __init__(
+        self,
+        bytes_per_s: int = 0,
+        stall_s: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._bucket = Bucket(bytes_per_s)
+        self._bytes_per_s = bytes_per_s
+        self._most = None
+        if stall_s < math.inf:
+            self._most = most_streams(bytes_per_s, stall_s, TRANSFER_BYTES)
+        self._streams = 0
         self._clock = clock
         self._lock = Lock()
+
+    @contextmanager
+    def stream(self) -> Iterator[None]:
+        """Serve one stream more, within the context.
+
+        Raises:
+            PeerError: so many are served that their turns come too late for those who wait.
+        """
+        with self._lock:
+            if self._most is not None and self._streams >= self._most:
+                raise PeerError(
+                    f"{self._streams} streams of blocks share {self._bytes_per_s} bytes a second "
+                    "here, as many as do without being taken for stalled",
+                    "It is tried again; more go at once with a greater background.bytes_per_s",
+                )
+            self._streams += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._streams -= 1
 
     def pause_s(self, count: int) -> float:
         """Take `count` bytes; returns the seconds to wait before sending them."""

@@ -463,7 +463,7 @@ class Virtual(Bandwidth):
     def __init__(self) -> None:
         self.now_s = 0.0
         self.sent: list[tuple[float, int]] = []
-        super().__init__(self.RATE, lambda: self.now_s)
+        super().__init__(self.RATE, clock=lambda: self.now_s)
 
     def pause_s(self, count: int) -> float:
         self.now_s += super().pause_s(count)
@@ -507,3 +507,22 @@ def test_blocks_that_are_stored_keep_the_bound_of_their_sender(plane: Plane) -> 
 
     asyncio.run(act())
     bound.check(len(image))
+
+
+def test_streams_that_share_a_small_bound_are_not_taken_for_stalled(plane: Plane) -> None:
+    """Whoever would get no turn in time is refused, and nothing is held against anybody."""
+    image, wanted = bytes_of(2 * TRANSFER_BYTES), 12
+    bound = Bandwidth(int(6 * TRANSFER_BYTES / STALL_S), STALL_S)
+
+    async def act() -> None:
+        source = Source(image, record_of(image))
+        async with plane.serving(source, Holder(0), bound) as peer, plane.client() as client:
+            reads = (read(client, peer, 0, len(image)) for _ in range(wanted))
+            got = await asyncio.gather(*reads, return_exceptions=True)
+            refused = [error for error in got if isinstance(error, BaseException)]
+            assert {type(error) for error in refused} == {PeerError}, refused
+            assert all("share" in str(error) for error in refused)
+            assert got.count(image) == wanted - len(refused) >= 2
+            assert await read(client, peer, 0, len(image)) == image
+
+    asyncio.run(act())
