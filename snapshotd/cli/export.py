@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from threading import Event
+from typing import TYPE_CHECKING, Final
 
 from snapshotd.cli.options import Commands, add_address_options, daemon_address
+from snapshotd.cli.signals import Ending
 from snapshotd.cli.trust import identity
 from snapshotd.errors import CallerError, DamagedBytes, PeerError
 from snapshotd.metadata import Version
@@ -22,9 +24,11 @@ if TYPE_CHECKING:
     from snapshotd.wire.v1 import node_pb2 as pb
     from snapshotd.wire.v1.segment_pb2 import SealRecord
 
-#: Images that are read at once from a store. Those in memory are read all at once: each is kept
-#: for as long as it is being read.
-_AT_ONCE = 4
+#: Images that are read at once from a store.
+_AT_ONCE: Final = 4
+#: The same from memory. More, because an image is kept for as long as it is being read; yet each
+#: takes a thread, and several descriptors.
+_AT_ONCE_FROM_MEMORY: Final = 64
 
 
 def register(commands: Commands) -> None:
@@ -77,7 +81,13 @@ def _export(arguments: argparse.Namespace) -> int:
     arguments.step = _wanted(arguments.step)
     source: Source = _memory(arguments) if arguments.url is None else _tier(arguments)
     target = arguments.directory.absolute()
-    with disk_errors(), unfinished(target) as half, bars() as progress:
+    with (
+        disk_errors(),
+        Ending() as ending,
+        unfinished(target) as half,
+        ending.breakable(),
+        bars() as progress,
+    ):
         images = half / ".images"
         images.mkdir()
         manifests = _bring(source, images, progress)
@@ -103,12 +113,14 @@ def _export(arguments: argparse.Namespace) -> int:
 
 def _bring(source: Source, images: Path, progress: Progress) -> list[int]:
     """All images as files named by their shards; the lengths of their manifests."""
-    task = progress.add_task("fetch", total=0)
+    task, over = progress.add_task("fetch", total=0), Event()
 
     def one(shard: int) -> int:
         manifest_bytes = 0
         with (images / str(shard)).open("xb") as file:
             for part in source.image(shard):
+                if over.is_set():
+                    break
                 if isinstance(part, (bytes, memoryview)):
                     file.write(part)
                     progress.advance(task, len(part))
@@ -119,7 +131,11 @@ def _bring(source: Source, images: Path, progress: Progress) -> list[int]:
         return manifest_bytes
 
     with ThreadPoolExecutor(source.at_once) as pool:
-        return list(pool.map(one, range(source.world)))
+        try:
+            return list(pool.map(one, range(source.world)))
+        except BaseException:
+            over.set()  # or all that is under way would be waited for
+            raise
 
 
 def _tier(arguments: argparse.Namespace) -> Source:
@@ -172,7 +188,7 @@ def _memory(arguments: argparse.Namespace) -> Source:
             status.cluster_id, peer, job.job, version, shard, size, arguments.timeout_s, who
         )
 
-    return Source(job.job, version, job.world, job.world, image)
+    return Source(job.job, version, job.world, min(job.world, _AT_ONCE_FROM_MEMORY), image)
 
 
 def _job(status: pb.NodeStatus, name: str | None) -> pb.JobFacts:

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from snapshotd.cli.options import Commands
+from snapshotd.cli.signals import Ending
 from snapshotd.errors import CallerError, SnapshotdError
 from snapshotd.metadata import Version
 
@@ -68,7 +69,9 @@ def _import(arguments: argparse.Namespace) -> int:
     version = Version(int(time.time()), arguments.step)
     with (
         disk_errors(),
+        Ending() as ending,
         TemporaryDirectory(prefix="snapshotd-import-") as scratch,
+        ending.breakable(),
         bars() as progress,
     ):
         request = {

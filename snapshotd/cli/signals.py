@@ -1,12 +1,16 @@
-"""Signals as something to wait for, borrowed for a while and given back."""
+"""Signals as something to wait for, or to clean up after; borrowed for a while and given back."""
 
 from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
+
+#: What ends a command that somebody started by hand or by a script.
+ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 _Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
 
@@ -58,3 +62,51 @@ class BorrowedSignals:
 
 def _only_wake(number: int, frame: FrameType | None) -> None:
     """The number is in the wake-up descriptor already."""
+
+
+class Ending:
+    """Turns a signal to end into SystemExit, in the part of the work that may be broken off.
+
+    Elsewhere within the context, where things are made and cleared away, it only notes them. Only
+    the first one counts. For the main thread.
+    """
+
+    def __init__(self) -> None:
+        self._before: dict[signal.Signals, _Handler] = {}
+        self._came: int | None = None
+        self._open = False
+
+    def __enter__(self) -> Self:
+        for number in ENDING:
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    @contextmanager
+    def breakable(self) -> Iterator[None]:
+        """The part that a signal breaks off, one that came before it too. Raises SystemExit."""
+        try:
+            self._open = True
+            self._break_off()
+            yield
+        finally:
+            self._open = False
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if self._came is None:
+            self._came = number
+            self._break_off()
+
+    def _break_off(self) -> None:
+        if self._open and self._came is not None:
+            self._open = False
+            raise SystemExit(128 + self._came)

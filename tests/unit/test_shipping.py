@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import subprocess
 import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,10 +16,13 @@ import torch
 import torch.distributed.checkpoint as dcp
 from rich.progress import Progress
 
-from snapshotd.cli import main, shipping
+from snapshotd.cli import export, main, parser, shipping
 from snapshotd.cli.shipping import trainers_side
 from snapshotd.errors import SnapshotdError
+from snapshotd.rpc import fetching, operator
 from snapshotd.tier.store import Store, TierError
+from snapshotd.wire.v1 import node_pb2 as pb
+from snapshotd.wire.v1 import segment_pb2 as seg
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -117,3 +124,86 @@ def test_a_trainers_side_that_says_much_does_not_stand_still(
     assert trainers_side({"what": "x"}, progress, task) == {"n": 1}
     with pytest.raises(SnapshotdError, match="end failed: y"):
         trainers_side({"what": "end"}, progress, task)
+
+
+#: Takes the place of the trainer's side: says that it is there, and never ends by itself.
+_SLEEPER = """
+import json, signal, sys
+request = json.loads(sys.argv[1])
+open(request["directory"] + "/begun", "xb").close()
+line = open({line!r}, "wb")
+line.write(b"here")
+line.flush()
+signal.pause()
+"""
+
+_COMMAND = """
+import sys
+from snapshotd.cli import main, shipping
+shipping.MODULE = "sleeper"
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "number"),
+    [
+        ("import", signal.SIGTERM),
+        ("import", signal.SIGINT),
+        ("import", signal.SIGHUP),
+        ("export", signal.SIGTERM),
+    ],
+)
+def test_a_command_that_is_ended_leaves_nothing(
+    tmp_path: Path, tier: Path, checkpoint: Path, command: str, number: signal.Signals
+) -> None:
+    if command == "export":
+        assert main(["import", "--job", "j", "--to", str(tier), str(checkpoint)]) == 0
+        arguments = [command, "--from", str(tier), "--job", "j", str(tmp_path / "out")]
+    else:
+        arguments = [command, "--job", "j", "--to", str(tier), str(checkpoint)]
+    line, scratch = tmp_path / "line", tmp_path / "scratch"
+    os.mkfifo(line)
+    scratch.mkdir()
+    (tmp_path / "sleeper.py").write_text(_SLEEPER.format(line=str(line)))
+    there = {path for path in tmp_path.rglob("*") if "__pycache__" not in path.parts}
+    environment = os.environ | {
+        "TMPDIR": str(scratch),
+        "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path]),
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+    started = [sys.executable, "-c", _COMMAND, *arguments]
+    with subprocess.Popen(started, env=environment) as process, line.open("rb") as heard:
+        assert heard.read(4) == b"here"
+        process.send_signal(number)
+        assert process.wait() == 128 + number
+        assert heard.read() == b"", "the trainer's side is still there"
+    assert {p for p in tmp_path.rglob("*") if "__pycache__" not in p.parts} == there
+
+
+def test_an_export_has_so_many_threads_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    world, counts = 300, set()
+    committed = seg.Version(epoch=1, step=5)
+    status = pb.NodeStatus(jobs=[pb.JobFacts(job="j", world=world, committed=committed)])
+    status.members.add(state="live", address="n")
+    held = [pb.DataHolding(job="j", shard=s, version=committed) for s in range(world)]
+    facts = pb.NodeFacts(node="n", slots=[pb.SlotFacts(address="a", data=held)])
+
+    def fetch(*_: object) -> Iterator[seg.SealRecord | bytes]:
+        yield seg.SealRecord(manifest_bytes=1, image_bytes=3)
+        counts.add(threading.active_count())
+        threading.Event().wait(0.1)  # others begin meanwhile
+        yield b"abc"
+
+    monkeypatch.setattr(operator, "fetch_status", lambda *_: status)
+    monkeypatch.setattr(operator, "fetch_facts", lambda *_: facts)
+    monkeypatch.setattr(fetching, "fetch_image", fetch)
+    arguments = parser().parse_args(["export", "--address", "127.0.0.1:1", "x"])
+    arguments.step = None
+    source = export._memory(arguments)
+    before = threading.active_count()
+    assert export._bring(source, tmp_path, Progress(disable=True)) == [1] * world
+    assert max(counts) <= before + 64
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"abc"}
