@@ -24,6 +24,8 @@ from snapshotd.wire.points import point
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import node_pb2_grpc
 
+_Call = grpc.aio.StreamStreamCall[pb.SlotFacts, pb.Orders]
+
 
 class Mailbox:
     """Holds the newest message only: facts and orders are whole, so older ones are worthless."""
@@ -131,19 +133,34 @@ class Link:
             PeerError: always, in the end: the link broke off.
         """
         call = node_pb2_grpc.LocalStub(self._channel).Link()
-        pump, orders = asyncio.create_task(self._pump(call)), OrdersIn()
+        ways = [
+            asyncio.create_task(self._follow(call, on_orders)),
+            asyncio.create_task(self._pump(call)),
+        ]
         try:
+            # With either way broken off the link is of no use any more.
+            ended, _ = await asyncio.wait(ways, return_when=asyncio.FIRST_EXCEPTION)
             with peer_errors(self._address, "the link to the supervisor"):
-                while (message := await call.read()) is not grpc.aio.EOF:
-                    on_orders(orders.orders(message))
-            raise PeerError("the supervisor ended the link")
+                for way in ended:
+                    way.result()
         finally:
-            pump.cancel()
+            for way in ways:
+                way.cancel()
+            await asyncio.gather(*ways, return_exceptions=True)
             await self._channel.close()
 
-    async def _pump(self, call: grpc.aio.StreamStreamCall[pb.SlotFacts, pb.Orders]) -> None:
+    async def _follow(self, call: _Call, on_orders: Callable[[Orders], None]) -> None:
+        orders = OrdersIn()
+        while isinstance(message := await call.read(), pb.Orders):
+            on_orders(orders.orders(message))
+        raise PeerError("the supervisor ended the link")
+
+    async def _pump(self, call: _Call) -> None:
         while True:
             facts = await self._outbox.take()
             assert isinstance(facts, pb.SlotFacts)
-            await call.write(facts)
+            try:
+                await call.write(facts)
+            except asyncio.InvalidStateError:
+                return  # it is over: the other way says why
             point("smp.facts.sent")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from pathlib import Path
 
+import pytest
+
 from snapshotd.metadata import SlotFacts
+from snapshotd.rpc import local
 from snapshotd.rpc.local import Link, LocalServer, Mailbox
 
 
@@ -43,3 +47,31 @@ def test_nobody_waits_for_orders_of_an_smp_that_is_gone(shm_path: Path) -> None:
         assert waits_for_orders() == []
 
     asyncio.run(part())
+
+
+def test_an_smp_that_cannot_tell_its_facts_any_more_ends(
+    shm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And with the error that kept it from telling them."""
+    unheard: list[dict[str, object]] = []
+
+    def fail(_: str) -> None:
+        raise OSError("no more")
+
+    async def part() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, said: unheard.append(said))
+        supervisor = Supervisor()
+        server = LocalServer(supervisor)
+        await server.start(shm_path / "links.sock")
+        link = Link(shm_path / "links.sock")
+        link.publish(SlotFacts(0))
+        monkeypatch.setattr(local, "point", fail)
+        async with asyncio.timeout(10):
+            with pytest.raises(OSError, match="no more"):
+                await link.run(lambda _: None)
+        await supervisor.gone.wait()
+        await server.stop()
+
+    asyncio.run(part())
+    gc.collect()
+    assert not unheard
