@@ -370,7 +370,8 @@ def _refused(
 
 
 def _next_epoch(now: Situation) -> int:
-    """Newer than anything that is known or held."""
-    held = [v.epoch for v in (*candidates(now.slots, now.job), *_in_tier(now))]
+    """Newer than anything that is known or held, and than what dead attempts left in the tier."""
+    begun = now.tier.stored.unfinished if now.tier and now.tier.stored else ()
+    held = [v.epoch for v in (*candidates(now.slots, now.job), *_in_tier(now), *begun)]
     known = [now.known.epoch if now.known else 0, *held]
     return max(1 + max(known), now.epoch_floor)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from snapshotd.core.board import Board, Policy
 from snapshotd.core.membership import Membership
 from snapshotd.core.tier import TierView, learned
@@ -59,6 +61,16 @@ def test_an_empty_tier_is_a_fresh_start() -> None:
     decision = decided(slots(), tier=TierView("s3://b", Stored((), (OLD,))))
     assert decision.restore is None
     assert not decision.refusal
+
+
+@pytest.mark.parametrize("restores", [True, False])
+def test_no_epoch_of_a_dead_attempt_is_used_again(*, restores: bool) -> None:
+    """Where the clock does not keep from it, either: with another history under the same name."""
+    left = Version(NEW.epoch + 5, 1)
+    steps = (StoredStep(NEW, 2, 1),) if restores else ()
+    decision = decided(slots(), tier=TierView("s3://b", Stored(steps, (left,))))
+    assert decision.restore == (NEW if restores else None)
+    assert decision.id.epoch > left.epoch
 
 
 def test_a_step_whose_index_is_damaged_is_no_fresh_start() -> None:

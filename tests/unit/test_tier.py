@@ -88,6 +88,16 @@ def test_what_was_verified_is_not_written_again(url: str) -> None:
     assert not store.write(image(0), sealed(0))
 
 
+def test_what_another_history_left_under_the_same_name_is_written_over(url: str) -> None:
+    store = Store(url, "a/b")
+    write(store)
+    other = sealed(1, V2)
+    other.version.step = V1.step
+    assert store.write(image(1, V2), other)
+    assert store.seal(V1, 1) == other
+    assert b"".join(store.read(V1, other)) == image(1, V2)
+
+
 def test_no_index_without_every_shard(url: str) -> None:
     store = Store(url, "a/b")
     write(store, shards=(0,))
