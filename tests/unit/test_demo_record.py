@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import astuple
 
 import pytest
+from torch.distributed import TCPStore
 
-from snapshotd_client.demo.faults import FAULTS, default_faults, fault_steps
+from snapshotd_client.demo.faults import FAULTS, default_faults
+from snapshotd_client.demo.gates import Gatekeeper, Gates, fault_steps, gates
 from snapshotd_client.demo.journal import Event, Kind
 from snapshotd_client.demo.record import Disagreement, Record, Times, loss_curve
 
@@ -135,6 +138,46 @@ def test_faults_strike_in_order_and_leave_room(count: int) -> None:
     assert moments == sorted(moments)
     assert moments[0] >= 40 // (2 * count + 1)
     assert 40 - moments[-1] >= 8
+
+
+def test_training_waits_for_each_fault_and_at_its_end_for_all() -> None:
+    assert gates(40, 0) == {}
+    assert gates(40, 3) == {
+        5: ["due/0"], 11: ["half/0"], 17: ["due/1"], 22: ["half/1"], 28: ["due/2"],
+        34: ["half/2"], 40: ["due/3"],
+    }  # fmt: skip
+    for steps in range(12, 60):
+        found = gates(steps, 3)
+        assert [n for s in sorted(found) for n in found[s] if n.startswith("due")] == [
+            f"due/{number}" for number in range(4)
+        ]
+
+
+def test_a_gate_holds_training_until_the_fault_is_over() -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    keeper, trainer = Gatekeeper(store, "m1"), Gates(store.port, "m1", 40, 3)
+    other = Gatekeeper(store, "m2")
+    settled, passed = threading.Event(), []
+
+    def training() -> None:
+        for step in range(41):
+            trainer.wait(step, settled.set)
+            passed.append(step)
+
+    keeper.next_fault()
+    thread = threading.Thread(target=training)
+    thread.start()
+    for _ in range(4):
+        other.next_fault()
+    # It is held by what the first fault took down, which needs nothing settled.
+    keeper.up_again()
+    settled.wait()
+    settled.clear()
+    assert passed == list(range(17))
+    for _ in range(3):
+        keeper.next_fault()
+    thread.join()
+    assert passed == list(range(41))
 
 
 @pytest.mark.parametrize("parity", [1, 2, 3])

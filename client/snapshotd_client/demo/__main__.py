@@ -59,7 +59,9 @@ class Stage:
     store: TCPStore
     live: Live
 
-    def plan(self, name: str, parity: int | None, steps: int, step_s: float) -> RunPlan:
+    def plan(
+        self, name: str, parity: int | None, steps: int, step_s: float, faults: int = 0
+    ) -> RunPlan:
         return RunPlan(
             name=name,
             parity=parity,
@@ -69,6 +71,7 @@ class Stage:
             scratch=self.scratch / name,
             shm=self.shm / name,
             rendezvous_port=self.store.port,
+            faults=faults,
         )
 
 
@@ -98,7 +101,8 @@ def _perform(stage: Stage, arguments: argparse.Namespace, console: Console) -> N
     runs, compared = [], {}
     for parity in arguments.parity:
         names = arguments.faults or default_faults(parity)
-        report = _run(stage, stage.plan(_name(parity), parity, steps, step_s), names)
+        plan = stage.plan(_name(parity), parity, steps, step_s, len(names))
+        report = _run(stage, plan, names)
         compared[report.name] = _compare(stage, report.name)
         runs.append(report)
     draw_curves(stage.out / "loss.png", reference, runs)
@@ -120,7 +124,7 @@ def _perform(stage: Stage, arguments: argparse.Namespace, console: Console) -> N
 
 def _run(stage: Stage, plan: RunPlan, faults: Sequence[str]) -> RunReport:
     began_s = time.monotonic()
-    with running(plan, stage.inbox, stage.live) as run:
+    with running(plan, stage.inbox, stage.store, stage.live) as run:
         outcomes = inject(run, faults)
         run.finish()
     stage.live.note(f"{plan.name}: trained to the end")

@@ -41,6 +41,7 @@ class RunPlan:
         scratch: directory of run directories (short: sockets lie in it).
         shm: directory of tmpfs directories.
         rendezvous_port: of the store for torchrun's rendezvous, on 127.0.0.1.
+        faults: how many are to strike.
     """
 
     name: str
@@ -51,6 +52,7 @@ class RunPlan:
     scratch: Path
     shm: Path
     rendezvous_port: int
+    faults: int = 0
 
 
 @dataclass
@@ -208,6 +210,7 @@ def agent_command(plan: RunPlan, node: Node) -> list[str]:
     trainer = [
         *("-m", "snapshotd_client.demo.train", "--steps", str(plan.steps)),
         *("--step-s", str(plan.step_s), "--out", str(plan.logs)),
+        *("--faults", str(plan.faults), "--store", str(plan.rendezvous_port)),
         *(("--unprotected",) if plan.parity is None else ()),
     ]
     return [sys.executable, "-m", "torch.distributed.run", *torchrun, *trainer]

@@ -9,14 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from snapshotd_client.demo.errors import DemoError
+from snapshotd_client.demo.gates import STEPS_WITHOUT_DAEMON, fault_steps
 from snapshotd_client.demo.journal import Event, Kind
 from snapshotd_client.demo.record import Outcome
 from snapshotd_client.demo.run import Run
 
 #: A fault strikes when this step begins, and returns when its consequences are over.
 Fault = Callable[[Run, int], Outcome]
-
-_STEPS_WITHOUT_DAEMON: Final = 3
 
 
 def kill_trainer(run: Run, at_step: int) -> Outcome:
@@ -39,9 +38,10 @@ def kill_daemon(run: Run, at_step: int) -> Outcome:
     killed = len(run.cluster.kill_daemon(node))
     run.note(f"SIGKILL of {node.name}'s supervisor and {killed - 1} SMP, in step {begun.step}")
     first = run.wait(lambda e: _completed(e, newest + 1), "a step without the daemon")
-    run.wait(lambda e: _completed(e, newest + _STEPS_WITHOUT_DAEMON), "steps without the daemon")
+    run.wait(lambda e: _completed(e, newest + STEPS_WITHOUT_DAEMON), "steps without the daemon")
     restart_s, restart_step = time.time(), run.record.newest_step
     run.start_daemons([node])
+    run.gates.up_again()
     run.note(f"{node.name}'s daemon serves again, after step {restart_step}")
     safe = run.wait(
         lambda e: e.node == node.name and e.is_protected and e.committed > restart_step,
@@ -94,13 +94,12 @@ def default_faults(parity: int) -> tuple[str, ...]:
 
 def inject(run: Run, names: Sequence[str]) -> list[Outcome]:
     """Let the faults strike one after the other, spread evenly over the steps."""
-    moments = fault_steps(run.plan.steps, len(names))
-    return [FAULTS[name](run, step) for name, step in zip(names, moments, strict=True)]
-
-
-def fault_steps(steps: int, count: int) -> list[int]:
-    """Steps at which `count` faults strike: early enough that each has room after it."""
-    return [steps * (2 * i + 1) // (2 * count + 1) for i in range(count)]
+    outcomes = []
+    for name, step in zip(names, fault_steps(run.plan.steps, len(names)), strict=True):
+        run.gates.next_fault()
+        outcomes.append(FAULTS[name](run, step))
+    run.gates.next_fault()
+    return outcomes
 
 
 def _lose(run: Run, at_step: int, count: int) -> Outcome:

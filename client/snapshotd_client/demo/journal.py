@@ -21,6 +21,7 @@ class Kind(StrEnum):
     READY = "ready"  # it was restored, or begins anew, and trains from here
     BEGIN = "begin"  # a step began
     STEP = "step"  # a step ended
+    HELD = "held"  # it waits for a fault to be over, with its newest snapshot protected
     DONE = "done"  # its final state is written
 
 
@@ -30,15 +31,16 @@ class Event:
 
     Attributes:
         time_s: wall clock, seconds since 1970.
-        step: of BEGIN and STEP; for READY the step whose state was restored, -1 for a fresh start.
+        step: of BEGIN and STEP; of HELD the last one; for READY the step whose state was restored,
+            -1 for a fresh start.
         tier: of READY: "local", "group", or "none".
         decoded_bytes: of READY: bytes of this shard rebuilt from the code.
         copied_bytes: of READY: bytes of this shard brought over whole from another node.
         waited_s: of READY: from the question to restore to its answer.
         staged_s: of READY: of that, to have this shard on its node, verified.
         loaded_s: of READY: from the answer until the state was back.
-        committed: of STEP: the job's restore point as this rank knows it, -1 for none.
-        is_protected: of STEP: whether that point is protected within the present groups.
+        committed: of STEP and HELD: the job's restore point as this rank knows it, -1 for none.
+        is_protected: of STEP and HELD: whether that point is protected within the present groups.
     """
 
     kind: Kind

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Protocol
 
-from snapshotd_client import Snapshotter
+from snapshotd_client import ProtectionTimeout, Snapshotter
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,9 @@ class Protection(Protocol):
         """The job's restore point (-1: none), and whether it is protected now."""
         ...
 
+    def settle(self) -> None:
+        """Wait until what was kept last is protected, or cannot be."""
+
 
 class Unprotected:
     """No snapshots: the reference run."""
@@ -46,6 +49,9 @@ class Unprotected:
 
     def state(self) -> tuple[int, bool]:
         return -1, False
+
+    def settle(self) -> None:
+        """Nothing is kept."""
 
 
 class Protected:
@@ -75,6 +81,10 @@ class Protected:
         status = self._snapshotter.status()
         committed = -1 if status.committed_step is None else status.committed_step
         return committed, status.is_protected
+
+    def settle(self) -> None:
+        with suppress(ProtectionTimeout):
+            self._snapshotter.wait_protected()
 
 
 @contextmanager

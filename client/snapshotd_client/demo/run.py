@@ -9,8 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+# torch exports it without saying so to type checkers.
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
 from snapshotd_client.demo.cluster import WORLD, Cluster, Node, RunPlan
 from snapshotd_client.demo.errors import DemoError
+from snapshotd_client.demo.gates import Gatekeeper
 from snapshotd_client.demo.inbox import Exited, Inbox, Message, Ready
 from snapshotd_client.demo.journal import Event, Kind
 from snapshotd_client.demo.live import Live
@@ -25,8 +29,9 @@ EVENT_TIMEOUT_S: Final = 150.0
 class Run:
     """A run that is going on; made by `running`."""
 
-    def __init__(self, plan: RunPlan, inbox: Inbox, live: Live) -> None:
+    def __init__(self, plan: RunPlan, inbox: Inbox, store: TCPStore, live: Live) -> None:
         self.plan = plan
+        self.gates = Gatekeeper(store, plan.name)
         self.cluster = Cluster(plan, inbox)
         self.record = Record(WORLD)
         self._inbox = inbox
@@ -119,10 +124,10 @@ class Run:
 
 
 @contextmanager
-def running(plan: RunPlan, inbox: Inbox, live: Live) -> Iterator[Run]:
+def running(plan: RunPlan, inbox: Inbox, store: TCPStore, live: Live) -> Iterator[Run]:
     """Start a run; at the end of the block nothing of it runs and nothing is left in memory."""
     live.run(plan.name, plan.steps)
-    run = Run(plan, inbox, live)
+    run = Run(plan, inbox, store, live)
     try:
         run.start()
         yield run

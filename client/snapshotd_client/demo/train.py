@@ -31,6 +31,7 @@ from snapshotd_client.demo.corpus import (
     standard_library,
 )
 from snapshotd_client.demo.final import named_parts, write_final
+from snapshotd_client.demo.gates import Gates
 from snapshotd_client.demo.journal import Journal, Kind
 from snapshotd_client.demo.model import Gpt, Shape, sharded_gpt
 from snapshotd_client.demo.protection import Protection, protect
@@ -121,7 +122,13 @@ def _leaf_bytes(leaf: object) -> bytes:
 
 
 def train(
-    training: Training, protection: Protection, journal: Journal, *, steps: int, step_s: float
+    training: Training,
+    protection: Protection,
+    journal: Journal,
+    gates: Gates,
+    *,
+    steps: int,
+    step_s: float,
 ) -> None:
     """Train to the last step, from wherever the newest snapshot stands."""
     restored = protection.restore()
@@ -135,8 +142,16 @@ def train(
         staged_s=restored.staged_s,
         loaded_s=restored.loaded_s,
     )
-    pace = threading.Event()
-    for step in range(restored.step + 1, steps):
+    pace, step = threading.Event(), restored.step
+
+    def held() -> None:
+        protection.settle()
+        committed, is_protected = protection.state()
+        journal.tell(Kind.HELD, step=step, committed=committed, is_protected=is_protected)
+
+    while step + 1 < steps:
+        gates.wait(step + 1, held)
+        step += 1
         began_s = time.monotonic()
         journal.tell(Kind.BEGIN, step=step)
         loss = training.one_step()
@@ -147,6 +162,7 @@ def train(
         journal.tell(
             Kind.STEP, step=step, loss=loss, committed=committed, is_protected=is_protected
         )
+    gates.wait(steps, held)
 
 
 def main() -> None:
@@ -164,8 +180,9 @@ def main() -> None:
     journal.tell(Kind.UP)
     dist.init_process_group("gloo")
     training = build_training(arguments.steps, rank, world)
+    gates = Gates(arguments.store, os.environ["SNAPSHOTD_JOB"], arguments.steps, arguments.faults)
     with protect(training.parts(), unprotected=arguments.unprotected) as protection:
-        train(training, protection, journal, steps=arguments.steps, step_s=arguments.step_s)
+        train(training, protection, journal, gates, steps=arguments.steps, step_s=arguments.step_s)
     write_final(arguments.out / f"final-rank{rank}.bin", final_parts(training))
     journal.tell(Kind.DONE)
     dist.destroy_process_group()
@@ -177,6 +194,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, required=True)
     parser.add_argument("--out", type=Path, required=True, help="journals and final state")
     parser.add_argument("--step-s", type=float, default=0.0, help="a step takes this long at least")
+    parser.add_argument("--faults", type=int, default=0, help="that it waits for")
+    parser.add_argument("--store", type=int, default=0, help="port of the store with their gates")
     parser.add_argument("--unprotected", action="store_true", help="train without snapshotd")
     return parser.parse_args()
 
