@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from snapshotd.errors import DamagedBytes, RequestError
 from snapshotd.metadata import Stored, StoredStep, Version
 from snapshotd.rpc.checks import check_seal
-from snapshotd.tier.store import TierError
+from snapshotd.tier.reading import TierError
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 #: Without a word or a byte for so long, the program is given up: its library waits for something.

@@ -23,7 +23,7 @@ from snapshotd.flow.threads import to_the_end
 from snapshotd.flow.vault import Vault
 from snapshotd.metadata import Home, Version
 from snapshotd.tier.layout import image_path, job_path
-from snapshotd.tier.store import PIECE_BYTES
+from snapshotd.tier.reading import PIECE_BYTES
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1.segment_pb2 import SealRecord

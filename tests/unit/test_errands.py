@@ -14,7 +14,8 @@ import pytest
 from snapshotd.errors import DamagedBytes
 from snapshotd.flow import errands
 from snapshotd.metadata import Stored, Version
-from snapshotd.tier.store import Store, TierError
+from snapshotd.tier.reading import TierError
+from snapshotd.tier.store import Store
 from snapshotd.wire.protocol import HEADER_BYTES, TRANSFER_BYTES
 from tests.unit.test_children import no_more_files
 from tests.unit.test_tier import BYTES, V1, image, sealed, write

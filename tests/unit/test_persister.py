@@ -32,7 +32,7 @@ from snapshotd.metadata import (
     Stored,
     Version,
 )
-from snapshotd.tier.store import TierError
+from snapshotd.tier.reading import TierError
 
 HOME = Home("n0", 0)
 #: The one home of a job of one rank.

@@ -20,7 +20,8 @@ from snapshotd.cli import export, main, parser, shipping
 from snapshotd.cli.shipping import trainers_side
 from snapshotd.errors import SnapshotdError
 from snapshotd.rpc import fetching, operator
-from snapshotd.tier.store import Store, TierError
+from snapshotd.tier.reading import TierError
+from snapshotd.tier.store import Store
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 

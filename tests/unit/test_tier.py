@@ -17,7 +17,8 @@ from snapshotd.coding.digest import content_digest, grain_digests
 from snapshotd.errors import CallerError, DamagedBytes
 from snapshotd.metadata import Stored, Version
 from snapshotd.tier import layout
-from snapshotd.tier.store import Store, TierError
+from snapshotd.tier.reading import TierError
+from snapshotd.tier.store import Store
 from snapshotd.tier.streams import Throttle
 from snapshotd.wire.v1.segment_pb2 import SealRecord
 from snapshotd.wire.v1.segment_pb2 import Version as VersionMessage
