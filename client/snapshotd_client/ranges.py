@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
+from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.boxes import Offsets
 
@@ -70,6 +72,24 @@ class RangesMaker:
             offsets, lengths, to = offsets + cut, lengths - cut, to + cut
         kept = lengths > 0
         return _joined(shards[kept], offsets[kept], lengths[kept], to[kept])
+
+
+def skeleton_ranges(
+    manifests: Mapping[int, segment_pb2.Manifest], shards: Iterable[int]
+) -> tuple[Ranges, dict[int, tuple[int, int]], int]:
+    """What to read of some shards beside their tensors.
+
+    Returns:
+        the ranges; for each shard, in order, where its skeleton is in what they fill, and its
+        length; and the length of it all, bytes.
+    """
+    maker, places, at = RangesMaker(), {}, 0
+    for shard in sorted(shards):
+        skeleton = manifests[shard].skeleton
+        maker.add_one(shard, skeleton.image_offset, skeleton.bytes, at)
+        places[shard] = (at, skeleton.bytes)
+        at += skeleton.bytes
+    return maker.ranges(), places, at
 
 
 def _joined(shards: Offsets, offsets: Offsets, lengths: Offsets, to: Offsets) -> Ranges:

@@ -24,7 +24,7 @@ from snapshotd_client.leaves import label
 from snapshotd_client.names import unwrapped
 from snapshotd_client.newimage import ImageMaker, NewImage
 from snapshotd_client.owners import kind_of
-from snapshotd_client.ranges import Ranges, RangesMaker
+from snapshotd_client.ranges import Ranges, skeleton_ranges
 from snapshotd_client.standins import OF_THE_RANK, Manifests, StandIns, Unplaceable, mapped
 
 _Optimizer = torch.optim.Optimizer
@@ -84,23 +84,12 @@ class Relayout:
     # -- what must be read before it can be planned
 
     def skeletons(self) -> tuple[Ranges, dict[int, tuple[int, int]], int]:
-        """What to read of shards beside tensors.
-
-        Returns:
-            the ranges; for each shard where its skeleton is in what they fill, and its length;
-            and the length of it all.
-        """
+        """What to read of shards beside tensors: as `skeleton_ranges`."""
         wanted = {self.near, *(home for home in self._homes.values() if home is not None)}
         for name, state in self._states.items():
             if isinstance(state, _Optimizer) and self._homes[name] is not None:
                 wanted.update(home for home, _ in self._parameter_homes(name).values())
-        maker, places, at = RangesMaker(), {}, 0
-        for shard in sorted(wanted):
-            skeleton = self._manifests[shard].skeleton
-            maker.add_one(shard, skeleton.image_offset, skeleton.bytes, at)
-            places[shard] = (at, skeleton.bytes)
-            at += skeleton.bytes
-        return maker.ranges(), places, at
+        return skeleton_ranges(self._manifests, wanted)
 
     def plan(self, skeletons: Mapping[int, bytes]) -> NewImage:
         """The image; `problems` are complete after this.

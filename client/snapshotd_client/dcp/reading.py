@@ -18,7 +18,7 @@ from snapshotd_client.extents import tensor_at
 from snapshotd_client.filling import Ask, Taken, filled
 from snapshotd_client.image import frozen_bytes
 from snapshotd_client.layout import aligned
-from snapshotd_client.ranges import RangesMaker
+from snapshotd_client.ranges import RangesMaker, skeleton_ranges
 
 #: So much is asked of the daemon at a time, if no single piece is larger.
 _BATCH_BYTES: Final = 256 << 20
@@ -164,11 +164,6 @@ def _batches(orders: Sequence[_Order]) -> list[list[_Order]]:
 
 def skeletons(manifests: dict[int, segment_pb2.Manifest], ask: Ask, taken: Taken) -> list[bytes]:
     """Of all shards, in order."""
-    maker, at, places = RangesMaker(), 0, []
-    for shard, manifest in sorted(manifests.items()):
-        length = manifest.skeleton.bytes
-        maker.add_one(shard, manifest.skeleton.image_offset, length, at)
-        places.append((at, length))
-        at += length
-    with filled(ask, maker.ranges(), at, taken) as image:
-        return [bytes(image[start : start + length]) for start, length in places]
+    ranges, places, total = skeleton_ranges(manifests, manifests)
+    with filled(ask, ranges, total, taken) as image:
+        return [bytes(image[at : at + length]) for at, length in places.values()]
