@@ -1,7 +1,8 @@
 """The command `snapshotd`: find the command, run it, turn an error into a message and a code.
 
-Exit codes: 0 done, 1 failed, 2 wrong input (usage, configuration), 130 interrupted; `run` exits
-with the code of its command.
+Exit codes: 0 done, 1 failed, 2 wrong input (usage, configuration), 130 interrupted; `export` and
+`import` end with 128 and the number of the signal that ended them, `run` with the code of its
+command.
 """
 
 from __future__ import annotations
