@@ -164,18 +164,18 @@ def test_a_gate_holds_training_until_the_fault_is_over() -> None:
             trainer.wait(step, settled.set)
             passed.append(step)
 
-    keeper.next_fault()
+    keeper.next()
     thread = threading.Thread(target=training)
     thread.start()
     for _ in range(4):
-        other.next_fault()
+        other.next()
     # It is held by what the first fault took down, which needs nothing settled.
     keeper.up_again()
     settled.wait()
     settled.clear()
     assert passed == list(range(17))
     for _ in range(3):
-        keeper.next_fault()
+        keeper.next()
     thread.join()
     assert passed == list(range(41))
 

@@ -94,11 +94,9 @@ def default_faults(parity: int) -> tuple[str, ...]:
 
 def inject(run: Run, names: Sequence[str]) -> list[Outcome]:
     """Let the faults strike one after the other, spread evenly over the steps."""
-    outcomes = []
-    for name, step in zip(names, fault_steps(run.plan.steps, len(names)), strict=True):
-        run.gates.next_fault()
-        outcomes.append(FAULTS[name](run, step))
-    run.gates.next_fault()
+    moments = fault_steps(run.plan.steps, len(names))
+    outcomes = [FAULTS[name](run, step) for name, step in zip(names, moments, strict=True)]
+    run.gates.next()  # the end
     return outcomes
 
 
@@ -164,6 +162,7 @@ def _check_protected(run: Run, name: str) -> None:
 def _wait_for_step(run: Run, step: int, rank: int) -> Event:
     # Only a step that begins from now on is still being computed when it is reported.
     now_s = time.time()
+    run.gates.next()
     return run.wait(
         lambda e: e.kind is Kind.BEGIN and e.rank == rank and e.step >= step and e.time_s >= now_s,
         f"step {step} of rank {rank} (let --steps be larger if training ended)",

@@ -47,7 +47,7 @@ class Gatekeeper:
         self._run = run
         self._fault = -1
 
-    def next_fault(self) -> None:
+    def next(self) -> None:
         """The next fault may strike, or training may end: what was before is over."""
         self.up_again()
         self._fault += 1
