@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from snapshotd.core.bandwidth import BURST_S, Bucket
+from snapshotd.core.bandwidth import BURST_S, Bucket, most_streams
 
 RATE = 1000
 
@@ -40,3 +40,17 @@ def test_at_no_time_has_more_gone_than_the_bound_allows(asked: list[tuple[float,
         for at_s, count in gone[i:]:
             assert total - gone[i][1] <= RATE * (at_s - first_s + BURST_S) + 1e-6
             total += count
+
+
+@given(st.integers(1, 1 << 40), st.floats(0.1, 100), st.integers(1, 1 << 20))
+def test_so_many_streams_that_each_has_its_turn_in_a_third_of_the_time(
+    rate: int, stall_s: float, chunk: int
+) -> None:
+    count = most_streams(rate, stall_s, chunk)
+    assert count is not None
+    assert count == 1 or count * chunk / rate <= stall_s / 3 * (1 + 1e-9)
+    assert (count + 1) * chunk / rate >= stall_s / 3 * (1 - 1e-9)
+
+
+def test_where_nothing_waits_there_may_be_any_number_of_streams() -> None:
+    assert most_streams(0, 10.0, 1 << 20) is None
