@@ -39,7 +39,7 @@ from snapshotd.memory.locks import DirectoryLock
 from snapshotd.memory.oom import settle
 from snapshotd.memory.preflight import beyond, measure_limits
 from snapshotd.metadata import NodeFacts
-from snapshotd.rpc.channels import Channels
+from snapshotd.rpc.channels import CONTROL_OPTIONS, Channels
 from snapshotd.rpc.checks import MAX_SLOTS
 from snapshotd.rpc.local import LocalServer
 from snapshotd.rpc.node import NodeServer
@@ -182,7 +182,7 @@ class Node:
 
     async def _start(self, parts: contextlib.AsyncExitStack) -> None:
         config = self._config
-        channels = Channels(self._identity)
+        channels = Channels(self._identity, CONTROL_OPTIONS)
         bounds = config.timeouts
         pace = Pace(bounds.heartbeat_s, bounds.rpc_s, bounds.dead_s)
         self._supervisor = Supervisor(self._board, channels, self._records, pace)
@@ -285,13 +285,13 @@ class Node:
         """What only time brings: deaths, health, the watchdog."""
         interval_s = self._config.timeouts.heartbeat_s
         watchdog_s = watchdog_interval_s(os.environ, os.getpid())
-        period_s = min(interval_s, watchdog_s) if watchdog_s else interval_s
+        limit_s = min(interval_s, watchdog_s) if watchdog_s else interval_s
         while True:
             now_s = time.monotonic()
             self._supervisor.tick(now_s)
             await self._set_health(self._unhealthy(now_s))
             self._notifier.watchdog()
-            await asyncio.sleep(period_s)
+            await self._supervisor.rest(limit_s)
 
     async def _set_health(self, reason: str) -> None:
         healthy = not reason

@@ -7,7 +7,6 @@ way, so a slow peer delays nobody, and news that piles up is sent as one.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 
 from snapshotd.core.board import Board
 from snapshotd.core.membership import Refusal
+from snapshotd.core.rhythm import Rhythm, visits
 from snapshotd.errors import ConfigError, PeerError
 from snapshotd.flow.reach import Reach
 from snapshotd.flow.records import Records
@@ -52,8 +52,11 @@ class Supervisor:
         self._loops: dict[str, asyncio.Task[None]] = {}
         self._news: dict[str, asyncio.Event] = {}
         self._heard = asyncio.Event()
+        self._rhythm = Rhythm(pace.heartbeat_s)
+        self._beat = asyncio.Event()
         self._thinking: asyncio.Task[None] | None = None
         self._met_s: dict[str, float] = {}  # when each peer last exchanged facts with us
+        self._came_s: dict[str, float] = {}  # when it last came to us for that
         self._linked: dict[int, asyncio.Event] = {}
         self._log = ChangeLog(log)
         self._reach = Reach(log, pace.dead_s)
@@ -70,7 +73,7 @@ class Supervisor:
         """A peer states its facts, and gets ours: as good as if we had gone to it."""
         refusal = self.hear(facts)
         if refusal is None:
-            self._met_s[facts.node] = time.monotonic()
+            self._met_s[facts.node] = self._came_s[facts.node] = time.monotonic()
         return refusal
 
     def hear(self, facts: NodeFacts) -> Refusal | None:
@@ -81,6 +84,8 @@ class Supervisor:
             self._log.note(facts.address, refusal.reason, logging.WARNING)
         elif self.board.unheeded:
             self._heard.set()
+        elif self._rhythm.joins(time.monotonic()):
+            self._beat.set()
         return refusal
 
     def linked(self, slot: int, outbox: Mailbox) -> None:
@@ -138,14 +143,37 @@ class Supervisor:
     def facts(self) -> NodeFacts:
         return self.board.facts
 
+    async def rest(self, limit_s: float) -> None:
+        """Until the next beat, at most so long."""
+        due_s = min(self._rhythm.due_s, time.monotonic() + limit_s)
+        timer = asyncio.get_running_loop().call_at(due_s, self._beat.set)
+        try:
+            await self._beat.wait()
+        finally:
+            timer.cancel()
+
     def tick(self, now_s: float) -> None:
-        """Time has passed: silence, too, is news."""
+        """A beat: silence, too, is news; and who was told nothing for a while is told again."""
+        self._beat.clear()
+        self._rhythm.beat(now_s)
         self.board.conclude(now_s)
         for facts in self.board.facts.slots:
             # Orders have an SMP look whether a trainer that waits is still there.
             if facts.trainer is not None and facts.trainer.waiting:
                 self._ordered.pop(facts.slot, None)
         self._spread()
+        visited = visits(self.board.membership.node, self._news)
+        for node, news in self._news.items():
+            if self._is_due(node, now_s) and (node in visited or self._is_late(node, now_s)):
+                news.set()
+
+    def _is_due(self, node: str, now_s: float) -> bool:
+        """Nothing was exchanged with it for a while."""
+        return now_s - self._met_s.get(node, float("-inf")) > self._pace.heartbeat_s / 2
+
+    def _is_late(self, node: str, now_s: float) -> bool:
+        """It should have come, as of the two it is the one that goes; perhaps it cannot."""
+        return now_s - self._came_s.get(node, float("-inf")) > 1.25 * self._pace.heartbeat_s
 
     # -- spreading
 
@@ -191,37 +219,21 @@ class Supervisor:
             self._loops.pop(node).cancel()
             del self._news[node]
             self._met_s.pop(node, None)
+            self._came_s.pop(node, None)
             self._reach.forget(node)
 
     async def _talk_to(self, node: str) -> None:
-        """Exchange facts with one peer: at each change for it; where neither has any, in turn.
-
-        Without news the lesser of the two goes to the other at each heartbeat; the greater goes
-        only when that has not come.
-        """
+        """Exchange facts with one peer: at each change for it, and at each beat that is due."""
         news = self._news[node]
         while True:
             news.clear()
             facts = self.board.facts
             address = self.board.membership.addresses().get(node)
-            if address is None:
-                await news.wait()  # it was forgotten: this ends with the next spreading
-                continue
-            reached = await self._exchange(node, address, facts)
-            if not reached:
+            reached = address is not None and await self._exchange(node, address, facts)
+            if reached or address is None:  # it was forgotten: this ends with the next spreading
+                await news.wait()
+            else:
                 await asyncio.sleep(self._pace.heartbeat_s / 2)
-            elif not news.is_set():
-                await self._rest(node, news)
-
-    async def _rest(self, node: str, news: asyncio.Event) -> None:
-        """Until there is news for a peer, or nothing was exchanged with it for a heartbeat."""
-        patience_s = self._pace.heartbeat_s * (1.0 if self.board.membership.node < node else 1.5)
-        due_s = time.monotonic() + patience_s
-        while not news.is_set() and due_s > time.monotonic():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(due_s - time.monotonic()):
-                    await news.wait()
-            due_s = max(due_s, self._met_s.get(node, 0.0) + patience_s)
 
     async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
         try:
@@ -241,7 +253,8 @@ class Supervisor:
         except PeerError as error:
             self._reach.failed(node, str(error), time.monotonic())
             return False
-        self._reach.reached(node, time.monotonic())
+        self._met_s[node] = time.monotonic()
+        self._reach.reached(node, self._met_s[node])
         point("supervisor.peer.told")
         self.hear(reply)
         return True

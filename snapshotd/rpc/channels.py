@@ -30,8 +30,10 @@ CONNECT_ATTEMPT_S: Final = 5.0
 RECONNECT_FIRST_S: Final = 0.1
 RECONNECT_LAST_S: Final = 1.0
 
+Options = tuple[tuple[str, int | str], ...]
+
 #: A port must be ours alone. What gRPC calls the minimum is how long one attempt may take.
-OPTIONS = (
+OPTIONS: Options = (
     ("grpc.max_receive_message_length", MAX_CONTROL_BYTES),
     ("grpc.max_send_message_length", MAX_CONTROL_BYTES),
     ("grpc.so_reuseport", 0),
@@ -40,6 +42,10 @@ OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", round(RECONNECT_LAST_S * 1000)),
     ("grpc.enable_http_proxy", 0),
 )
+
+#: Where messages are few and small. To find out how much a connection could carry, gRPC sends pings
+#: beside them, which wake both ends more often than the messages do.
+CONTROL_OPTIONS: Options = (*OPTIONS, ("grpc.http2.bdp_probe", 0))
 
 
 class Peer(NamedTuple):
@@ -60,9 +66,10 @@ class NotTrusted(PeerError):
 class Channels:
     """One channel for each peer, made when first asked for."""
 
-    def __init__(self, identity: Identity | None) -> None:
+    def __init__(self, identity: Identity | None, options: Options = OPTIONS) -> None:
         """Dial without TLS where there is no identity to show."""
         self._identity = identity
+        self._options = options
         self._open: dict[Peer, grpc.aio.Channel] = {}
 
     @property
@@ -78,10 +85,10 @@ class Channels:
 
     def _dial(self, peer: Peer) -> grpc.aio.Channel:
         if self._identity is None:
-            return grpc.aio.insecure_channel(peer.address, options=OPTIONS)
+            return grpc.aio.insecure_channel(peer.address, options=self._options)
         name = self._identity.name_of(peer.node)
         return grpc.aio.secure_channel(
-            peer.address, self._identity.channel(), options=(*OPTIONS, named(name))
+            peer.address, self._identity.channel(), options=(*self._options, named(name))
         )
 
     @contextmanager

@@ -16,7 +16,7 @@ import grpc.aio
 
 from snapshotd.errors import PeerError, SnapshotdError
 from snapshotd.metadata import Orders, SlotFacts
-from snapshotd.rpc.channels import OPTIONS, peer_errors, status_of
+from snapshotd.rpc.channels import CONTROL_OPTIONS, peer_errors, status_of
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.facts import slot_from, slot_to
 from snapshotd.rpc.memo import OrdersIn
@@ -104,7 +104,7 @@ class LocalServer:
     """The supervisor's unix-socket server."""
 
     def __init__(self, sink: SlotSink) -> None:
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=CONTROL_OPTIONS)
         node_pb2_grpc.add_LocalServicer_to_server(LocalService(sink), self._server)
 
     async def start(self, socket: Path) -> None:
@@ -119,7 +119,7 @@ class Link:
     """The SMP's side: publish facts, receive orders, end with the supervisor."""
 
     def __init__(self, socket: Path) -> None:
-        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=OPTIONS)
+        self._channel = grpc.aio.insecure_channel(f"unix:{socket}", options=CONTROL_OPTIONS)
         self._address = str(socket)
         self._outbox = Mailbox()
 

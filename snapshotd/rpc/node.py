@@ -13,7 +13,7 @@ from grpc_reflection.v1alpha import reflection
 from snapshotd.core.membership import Refusal
 from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdError
 from snapshotd.metadata import NodeFacts
-from snapshotd.rpc.channels import OPTIONS, Channels, NotTrusted, Peer, listen, status_of
+from snapshotd.rpc.channels import CONTROL_OPTIONS, Channels, NotTrusted, Peer, listen, status_of
 from snapshotd.rpc.facts import node_to
 from snapshotd.rpc.telling import Tellings, speaker
 from snapshotd.rpc.tls import Callers, Identity
@@ -118,7 +118,7 @@ class NodeServer:
         self, supervisor: Supervised, identity: Identity | None, tellings: Tellings
     ) -> None:
         self._identity = identity
-        self._server = grpc.aio.server(options=OPTIONS)
+        self._server = grpc.aio.server(options=CONTROL_OPTIONS)
         self._health = health.aio.HealthServicer()
         service = NodeService(supervisor, Callers(identity), tellings)
         node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
