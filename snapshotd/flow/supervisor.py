@@ -21,9 +21,9 @@ from snapshotd.flow.records import Records
 from snapshotd.flow.status import accusations
 from snapshotd.metadata import DataHolding, NodeFacts, Orders, ParityHolding, SlotFacts, Stored
 from snapshotd.rpc.channels import Channels, Peer
+from snapshotd.rpc.exchange import Exchanges, RefusedByPeer
 from snapshotd.rpc.local import Mailbox
 from snapshotd.rpc.memo import OrdersOut
-from snapshotd.rpc.node import RefusedByPeer, exchange
 from snapshotd.rpc.telling import Tellings
 from snapshotd.telemetry.logs import ChangeLog
 from snapshotd.wire.points import point
@@ -45,7 +45,6 @@ class Supervisor:
 
     def __init__(self, board: Board, channels: Channels, records: Records, pace: Pace) -> None:
         self.board = board
-        self._channels = channels
         self._records = records
         self._pace = pace
         self._outboxes: dict[int, Mailbox] = {}
@@ -64,6 +63,7 @@ class Supervisor:
         #: What each slot's SMP was told last: it is not told again what it knows.
         self._ordered: dict[int, Orders] = {}
         self.tellings, self._orders_out = Tellings(), OrdersOut()
+        self._exchanges = Exchanges(channels, self.tellings, pace.rpc_s)
         self._accused: frozenset[str] = frozenset()
         self.on_change: Callable[[], None] = lambda: None
 
@@ -221,6 +221,7 @@ class Supervisor:
             self._met_s.pop(node, None)
             self._came_s.pop(node, None)
             self._reach.forget(node)
+            self._exchanges.leave(node)
 
     async def _talk_to(self, node: str) -> None:
         """Exchange facts with one peer: at each change for it, and at each beat that is due."""
@@ -237,13 +238,7 @@ class Supervisor:
 
     async def _exchange(self, node: str, address: str, facts: NodeFacts) -> bool:
         try:
-            reply = await exchange(
-                self._channels,
-                Peer(node, address),
-                facts,
-                self._pace.rpc_s,
-                self.tellings,
-            )
+            reply = await self._exchanges.exchange(Peer(node, address), facts)
         except RefusedByPeer as error:
             self._log.note(address, str(error), logging.WARNING)
             self.board.membership.note_refusal(address, str(error))
@@ -289,4 +284,4 @@ class Supervisor:
         for task in self.loops:
             task.cancel()
         await asyncio.gather(*self.loops, return_exceptions=True)
-        await self._channels.close()
+        await self._exchanges.close()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
-from typing import Any, Protocol
+from collections.abc import AsyncIterator
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -11,9 +14,10 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from snapshotd.core.membership import Refusal
-from snapshotd.errors import ConfigError, PeerError, RequestError, SnapshotdError
+from snapshotd.errors import ConfigError, SnapshotdError
 from snapshotd.metadata import NodeFacts
-from snapshotd.rpc.channels import CONTROL_OPTIONS, Channels, NotTrusted, Peer, listen, status_of
+from snapshotd.rpc.channels import CONTROL_OPTIONS, listen, status_of
+from snapshotd.rpc.exchange import FATAL_KEY
 from snapshotd.rpc.facts import node_to
 from snapshotd.rpc.telling import Tellings, speaker
 from snapshotd.rpc.tls import Callers, Identity
@@ -24,8 +28,8 @@ log = logging.getLogger(__name__)
 
 NODE_SERVICE = pb.DESCRIPTOR.services_by_name["Node"].full_name
 
-#: Metadata key of a refusal that the caller must not try again.
-FATAL_KEY = "snapshotd-fatal"
+#: Of a peer that neither says anything on its stream nor takes an answer; it may open another.
+EXCHANGE_SILENCE_S: Final = 60.0
 
 
 class Supervised(Protocol):
@@ -49,11 +53,28 @@ class NodeService(node_pb2_grpc.NodeServicer):
         self._supervisor = supervisor
         self._callers = callers
         self._tellings = tellings
+        self._silences: set[asyncio.Timeout] = set()
+        self._ended = False
 
     async def Exchange(  # noqa: N802  # the name in the .proto
         self,
-        request: pb.Telling,
+        requests: AsyncIterator[pb.Telling],  # noqa: ARG002  # read by the context
         context: grpc.aio.ServicerContext[pb.Telling, pb.Telling],
+    ) -> None:
+        with contextlib.suppress(TimeoutError):
+            while not self._ended:
+                async with asyncio.timeout(EXCHANGE_SILENCE_S) as silence:
+                    self._silences.add(silence)
+                    try:
+                        request: object = await context.read()
+                        if not isinstance(request, pb.Telling):
+                            return  # the peer has ended it
+                        await context.write(await self._exchange(request, context))
+                    finally:
+                        self._silences.discard(silence)
+
+    async def _exchange(
+        self, request: pb.Telling, context: grpc.aio.ServicerContext[pb.Telling, pb.Telling]
     ) -> pb.Telling:
         try:
             node = speaker(request)
@@ -66,6 +87,12 @@ class NodeService(node_pb2_grpc.NodeServicer):
             fatal = ((FATAL_KEY, "1"),) if refusal.fatal else ()
             await context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal.reason, fatal)
         return self._tellings.message(node, self._supervisor.facts())
+
+    def end_exchanges(self) -> None:
+        """Peers see the streams end that they have opened."""
+        self._ended = True
+        for silence in self._silences:
+            silence.reschedule(asyncio.get_running_loop().time())
 
     async def Status(  # noqa: N802  # the name in the .proto
         self,
@@ -120,8 +147,8 @@ class NodeServer:
         self._identity = identity
         self._server = grpc.aio.server(options=CONTROL_OPTIONS)
         self._health = health.aio.HealthServicer()
-        service = NodeService(supervisor, Callers(identity), tellings)
-        node_pb2_grpc.add_NodeServicer_to_server(service, self._server)
+        self._service = NodeService(supervisor, Callers(identity), tellings)
+        node_pb2_grpc.add_NodeServicer_to_server(self._service, self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         names = (NODE_SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME)
         reflection.enable_server_reflection(names, self._server)
@@ -152,59 +179,5 @@ class NodeServer:
 
     async def stop(self, grace_s: float) -> None:
         await self._health.enter_graceful_shutdown()
+        self._service.end_exchanges()
         await self._server.stop(grace_s)
-
-
-class RefusedByPeer(PeerError):
-    """The peer does not take our facts; `fatal` when it never will."""
-
-    def __init__(self, what: str, *, fatal: bool) -> None:
-        super().__init__(what)
-        self.fatal = fatal
-
-
-async def exchange(
-    channels: Channels, peer: Peer, facts: NodeFacts, timeout_s: float, tellings: Tellings
-) -> NodeFacts:
-    """Give a peer our facts and get its own.
-
-    Raises:
-        RefusedByPeer: it does not take them. PeerError: it cannot be reached.
-    """
-    for last in (False, True):
-        told = tellings.message(peer.node, facts, whole=last)
-        reply = await _exchanged(channels, peer, told, timeout_s)
-        try:
-            node, theirs = speaker(reply), tellings.take(reply)
-        except RequestError as error:
-            raise PeerError(f"{peer} sent facts that make no sense: {error.what}") from error
-        if channels.authenticated and node != peer.node:
-            raise PeerError(f"{peer.node} at {peer} sent facts of {node!r}")
-        # Else one of the two was started anew, or messages have overtaken each other.
-        if theirs is not None and (last or tellings.has_heard(node, facts)):
-            return theirs
-    raise PeerError(f"{peer} builds on facts that it was not told")
-
-
-async def _exchanged(
-    channels: Channels, peer: Peer, told: pb.Telling, timeout_s: float
-) -> pb.Telling:
-    stub = node_pb2_grpc.NodeStub(channels.to(peer))
-    try:
-        with channels.errors(peer, "exchanging facts"):
-            reply: pb.Telling | None = await stub.Exchange(told, timeout=timeout_s)
-    except NotTrusted as error:
-        raise RefusedByPeer(str(error), fatal=False) from error
-    except PeerError as error:
-        cause = error.__cause__
-        if (
-            isinstance(cause, grpc.aio.AioRpcError)
-            and cause.code() == grpc.StatusCode.FAILED_PRECONDITION
-        ):
-            trailing = dict(cause.trailing_metadata() or ())
-            fatal = FATAL_KEY in trailing
-            raise RefusedByPeer(cause.details() or "refused", fatal=fatal) from error
-        raise
-    if reply is None:  # what gRPC gives for bytes that are no message
-        raise PeerError(f"{peer} sent what is no message of snapshotd")
-    return reply

@@ -34,7 +34,7 @@ class NodeStub(object):
         Args:
             channel: A grpc.Channel.
         """
-        self.Exchange = channel.unary_unary(
+        self.Exchange = channel.stream_stream(
                 '/snapshotd.wire.v1.Node/Exchange',
                 request_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.SerializeToString,
                 response_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.FromString,
@@ -64,8 +64,8 @@ class NodeStub(object):
 class NodeServicer(object):
     """Missing associated documentation comment in .proto file."""
 
-    def Exchange(self, request, context):
-        """push-pull of facts, between supervisors
+    def Exchange(self, request_iterator, context):
+        """push-pull of facts, between supervisors: an answer to each
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -99,7 +99,7 @@ class NodeServicer(object):
 
 def add_NodeServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'Exchange': grpc.unary_unary_rpc_method_handler(
+            'Exchange': grpc.stream_stream_rpc_method_handler(
                     servicer.Exchange,
                     request_deserializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.FromString,
                     response_serializer=snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.SerializeToString,
@@ -136,7 +136,7 @@ class Node(object):
     """Missing associated documentation comment in .proto file."""
 
     @staticmethod
-    def Exchange(request,
+    def Exchange(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -146,8 +146,8 @@ class Node(object):
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/snapshotd.wire.v1.Node/Exchange',
             snapshotd_dot_wire_dot_v1_dot_node__pb2.Telling.SerializeToString,
