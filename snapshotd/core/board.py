@@ -109,7 +109,7 @@ class Board:
 
     def hear(self, facts: NodeFacts, now_s: float) -> Refusal | None:
         """Note facts of another node, to conclude from; a refusal says why they do not count."""
-        known = self.membership.live(now_s).get(facts.node)
+        known = self.membership.known(facts.node, now_s)
         refusal = self.membership.hear(facts, now_s)
         # A heartbeat of a live node brings no news; what time brings is concluded at our own.
         news = known is None or (known.boot, known.sequence) != (facts.boot, facts.sequence)

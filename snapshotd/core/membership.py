@@ -141,6 +141,11 @@ class Membership:
             self._live = (now_s, live)
         return self._live[1]
 
+    def known(self, node: str, now_s: float) -> NodeFacts | None:
+        """Facts of another node, if it is not dead."""
+        peer = self._peers.get(node)
+        return peer.facts if peer and now_s - peer.heard_at_s < self._dead_s else None
+
     def dead(self, nodes: Iterable[str], now_s: float) -> frozenset[str]:
         """Those of `nodes` that count as lost."""
         live = self.live(now_s)

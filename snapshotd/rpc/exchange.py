@@ -6,6 +6,7 @@ To open a call and to end it costs gRPC several times what a message on it does.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import grpc
@@ -30,6 +31,10 @@ class RefusedByPeer(PeerError):
     def __init__(self, what: str, *, fatal: bool) -> None:
         super().__init__(what)
         self.fatal = fatal
+
+
+class _Broken(PeerError):
+    """The stream is over, and nothing was said on it of what is wrong with the question."""
 
 
 class Exchanges:
@@ -74,47 +79,51 @@ class Exchanges:
         await self._channels.close()
 
     async def _answer(self, peer: Peer, told: pb.Telling) -> pb.Telling:
-        answered = False
-        try:
-            stream, fresh = self._stream(peer)
-            reply = await self._asked(peer, stream, told)
-            if reply is grpc.aio.EOF and not fresh:  # it had ended it just then
-                self.leave(peer.node)
-                reply = await self._asked(peer, self._stream(peer)[0], told)
-            answered = isinstance(reply, pb.Telling)
-        finally:
-            if not answered:
-                self.leave(peer.node)
-        if not isinstance(reply, pb.Telling):  # what gRPC gives for bytes that are no message
-            raise PeerError(f"{peer} sent what is no message of snapshotd")
-        return reply
-
-    def _stream(self, peer: Peer) -> tuple[_Stream, bool]:
-        """The stream to a peer, and whether it is a fresh one."""
-        whose, stream = self._open.get(peer.node, (None, None))
-        if stream is not None and whose == peer and not stream.done():
-            return stream, False
-        self.leave(peer.node)
+        kept = self._kept(peer)
+        if kept is not None:
+            with contextlib.suppress(_Broken):  # what is told may be told again
+                return await self._asked(peer, kept, told)
         stream = node_pb2_grpc.NodeStub(self._channels.to(peer)).Exchange()
         self._open[peer.node] = peer, stream
-        return stream, True
+        return await self._asked(peer, stream, told)
 
-    async def _asked(self, peer: Peer, stream: _Stream, told: pb.Telling) -> object:
+    def _kept(self, peer: Peer) -> _Stream | None:
+        """The stream to a peer, unless it has ended."""
+        whose, stream = self._open.get(peer.node, (None, None))
+        if stream is None or (whose == peer and not stream.done()):
+            return stream
+        self.leave(peer.node)
+        return None
+
+    async def _asked(self, peer: Peer, stream: _Stream, told: pb.Telling) -> pb.Telling:
+        reply: object = None
         try:
             with self._channels.errors(peer, "exchanging facts"):
                 async with asyncio.timeout(self._timeout_s):
                     await stream.write(told)
-                    return await stream.read()
+                    reply = await stream.read()
         except TimeoutError as error:
             raise PeerError(f"{peer} has not answered within {self._timeout_s:g} s") from error
         except NotTrusted as error:
             raise RefusedByPeer(str(error), fatal=False) from error
         except PeerError as error:
-            cause = error.__cause__
-            if (
-                isinstance(cause, grpc.aio.AioRpcError)
-                and cause.code() == grpc.StatusCode.FAILED_PRECONDITION
-            ):
-                fatal = FATAL_KEY in dict(cause.trailing_metadata() or ())
-                raise RefusedByPeer(cause.details() or "refused", fatal=fatal) from error
-            raise
+            raise _meaning(error) from error.__cause__
+        finally:
+            if not isinstance(reply, pb.Telling):
+                self.leave(peer.node)
+        if reply is grpc.aio.EOF:
+            raise _Broken(f"{peer} has ended the exchange of facts")
+        if not isinstance(reply, pb.Telling):  # what gRPC gives for bytes that are no message
+            raise PeerError(f"{peer} sent what is no message of snapshotd")
+        return reply
+
+
+def _meaning(error: PeerError) -> PeerError:
+    """A refusal, or a stream that is over."""
+    cause = error.__cause__
+    if not isinstance(cause, grpc.aio.AioRpcError):
+        return error
+    if cause.code() == grpc.StatusCode.FAILED_PRECONDITION:
+        fatal = FATAL_KEY in dict(cause.trailing_metadata() or ())
+        return RefusedByPeer(cause.details() or "refused", fatal=fatal)
+    return _Broken(str(error))
