@@ -6,8 +6,8 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 from dataclasses import replace
+from typing import Any
 
 import grpc.aio
 import pytest
