@@ -22,8 +22,8 @@ from snapshotd_client.wires import DaemonGone
 _Identity = tuple[int, int, int]
 
 _SLICE_BYTES: Final = 256 << 20
-#: What is read may be wanted, or not, while it is brought in.
-_SEEN_BYTES: Final = 32 << 20
+#: Whoever says that it is enough waits for so many.
+_SEEN_BYTES: Final = 8 << 20
 
 
 class _Mapped:

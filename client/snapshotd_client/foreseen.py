@@ -5,9 +5,11 @@ Nothing of it is taken for true: the image counts when the answer names it, and 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from threading import Thread
+from threading import Thread, get_native_id
+from typing import Final
 
 from google.protobuf.message import DecodeError
 
@@ -19,6 +21,9 @@ from snapshotd_client.errors import SnapshotdClientError
 from snapshotd_client.owners import OPTIMIZER
 from snapshotd_client.room import Room
 from snapshotd_client.wires import DaemonGone
+
+#: Of the threads that do it: the least there is.
+_NICENESS: Final = 19
 
 
 class Foreseen:
@@ -82,9 +87,12 @@ class Foreseen:
             thread.join()
 
     def _begin(self, work: Callable[[Callable[[], bool]], None]) -> None:
-        thread = Thread(
-            target=work, args=(lambda: self._over,), name="snapshotd-ahead", daemon=True
-        )
+        def run() -> None:
+            # The daemons, which stand back for training, have the answer to find.
+            os.setpriority(os.PRIO_PROCESS, get_native_id(), _NICENESS)
+            work(lambda: self._over)
+
+        thread = Thread(target=run, name="snapshotd-ahead", daemon=True)
         self._threads.append(thread)
         thread.start()
 

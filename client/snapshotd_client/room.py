@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable
+from typing import Final
 
 import torch
 
 from snapshotd_client.pages import touch
 
-_CPU = torch.device("cpu")
+_CPU: Final = torch.device("cpu")
+#: Whoever says that it is enough waits for one.
+_SLICE_BYTES: Final = 4 << 20
 
 
 class Room:
@@ -33,9 +36,10 @@ class Room:
         """Have pages under all of it; for a thread of its own, which ends before any is given."""
         for pieces in self._pieces.values():
             for piece in pieces:
-                if enough():
-                    return
-                touch(piece.data_ptr(), piece.nbytes)
+                for start in range(0, piece.nbytes, _SLICE_BYTES):
+                    if enough():
+                        return
+                    touch(piece.data_ptr() + start, min(_SLICE_BYTES, piece.nbytes - start))
 
     def take(self, nbytes: int, device: torch.device) -> torch.Tensor:
         """Memory of that length, uint8 [nbytes], as it comes; made now where there is none."""
