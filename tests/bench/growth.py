@@ -131,15 +131,15 @@ def _nodes(snapshots: int) -> Table:
         if psutil.virtual_memory().available < count * NODE_BYTES:
             continue
         with closing(Cluster(group_size=min(count, GROUP))) as cluster:
-            cluster.timeouts = _timeouts(count, tuple(cluster.timeouts))
+            cluster.timeouts = _timeouts(count)
             table.add(**_with_nodes(cluster, count, snapshots))
     columns = ("commit_ms", "snapshot_segments", "snapshot_KiB", "idle_KiB_s")
     return _fitted(table, "nodes", columns)
 
 
-def _timeouts(count: int, names: Sequence[str]) -> dict[str, float]:
-    rarer = max(1.0, 4 * (count / CROWD) ** 2) if count >= CROWD else 1.0
-    return {name: rarer * getattr(Timeouts(), name) for name in names}
+def _timeouts(count: int) -> dict[str, float]:
+    longer = 4 * (count / CROWD) ** 2 if count >= CROWD else 1.0
+    return {name: longer * value for name, value in Timeouts().model_dump().items()}
 
 
 def _with_nodes(cluster: Cluster, count: int, snapshots: int) -> dict[str, Any]:
