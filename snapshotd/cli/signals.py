@@ -7,33 +7,47 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Final, Self
+from typing import Final, Self
 
 #: What ends a command that somebody started by hand or by a script.
 ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-_Handler = Callable[[int, FrameType | None], Any] | int | signal.Handlers | None
+
+@contextmanager
+def _borrowed(
+    numbers: Sequence[signal.Signals], handler: Callable[[int, FrameType | None], object]
+) -> Iterator[None]:
+    """Handle signals so for a while.
+
+    One that the process was told to ignore, as nohup does with SIGHUP, stays ignored.
+    """
+    before = {
+        number: signal.signal(number, handler)
+        for number in numbers
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
 
 
 class BorrowedSignals:
     """Collects signals instead of acting on them; its descriptor is readable when there are any.
 
-    A signal that the process was told to ignore, as nohup does with SIGHUP, stays ignored. Only
-    for the main thread.
+    Only for the main thread.
     """
 
     def __init__(self, numbers: Sequence[signal.Signals]) -> None:
-        self._numbers = numbers
-        self._before: dict[signal.Signals, _Handler] = {}
+        self._handlers = _borrowed(numbers, _only_wake)
 
     def __enter__(self) -> Self:
         self._reader, self._writer = socket.socketpair()
         self._reader.setblocking(False)
         self._writer.setblocking(False)
         self._wakeup_before = signal.set_wakeup_fd(self._writer.fileno(), warn_on_full_buffer=False)
-        for number in self._numbers:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, _only_wake)
+        self._handlers.__enter__()
         return self
 
     def __exit__(
@@ -42,8 +56,7 @@ class BorrowedSignals:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(kind, error, trace)
         signal.set_wakeup_fd(self._wakeup_before)
         self._reader.close()
         self._writer.close()
@@ -72,14 +85,12 @@ class Ending:
     """
 
     def __init__(self) -> None:
-        self._before: dict[signal.Signals, _Handler] = {}
+        self._handlers = _borrowed(ENDING, self._note)
         self._came: int | None = None
         self._open = False
 
     def __enter__(self) -> Self:
-        for number in ENDING:
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                self._before[number] = signal.signal(number, self._note)
+        self._handlers.__enter__()
         return self
 
     def __exit__(
@@ -88,8 +99,7 @@ class Ending:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        self._handlers.__exit__(kind, error, trace)
 
     @contextmanager
     def breakable(self) -> Iterator[None]:
