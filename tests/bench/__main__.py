@@ -51,4 +51,5 @@ def main() -> None:
     report((table for name in names for table in BENCHES[name](scale)), options.json)
 
 
-main()
+if __name__ == "__main__":
+    main()
