@@ -19,7 +19,7 @@ from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import rng, tree
 from snapshotd_client.adopted import adopt, is_imported
 from snapshotd_client.bounds import out_of_bounds
-from snapshotd_client.capture import Survey, find, merge_groups, survey
+from snapshotd_client.capture import merge_groups
 from snapshotd_client.differences import differences, in_place
 from snapshotd_client.errors import InexactRestore, StateMismatch
 from snapshotd_client.exact import all_same_bits, copy_exact, is_expanded
@@ -38,6 +38,7 @@ from snapshotd_client.owners import (
 from snapshotd_client.placing import Placing
 from snapshotd_client.room import Room
 from snapshotd_client.structure import plain_schedule, plain_to_load
+from snapshotd_client.surveying import Survey, find, survey
 
 
 def apply(

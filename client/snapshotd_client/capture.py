@@ -17,14 +17,13 @@ from snapshotd_client import cuda, rng, tree
 from snapshotd_client.about import About, held
 from snapshotd_client.accord import Accord, Shared
 from snapshotd_client.copying import Load, Piece, Target
-from snapshotd_client.extents import Extent, Place, gather
+from snapshotd_client.extents import Place, gather
 from snapshotd_client.layout import Layout, lay_out, skeleton_room
 from snapshotd_client.leaves import GROUPS, RNG, VALUES, Inventory, Leaf, local_piece
 from snapshotd_client.overlap import Quiet, watched
 from snapshotd_client.owners import (
     MODULE,
     OPTIMIZER,
-    STATEFUL,
     check_states,
     collect,
     cuda_devices,
@@ -371,36 +370,3 @@ def _entry_bytes(
 ) -> list[bytes]:
     sizes = [(e.bytes, e.part.start, e.part.whole) for e in extents]
     return [*(e.SerializeToString(deterministic=True) for e in entries), repr(sizes).encode()]
-
-
-@dataclass(frozen=True, eq=False)
-class Survey:
-    """What is live now, of modules, optimizers and bare tensors; `tensors[i]` is leaf i."""
-
-    manifest: segment_pb2.Manifest
-    extents: Sequence[Extent]
-    leaves: Inventory
-
-
-def find(states: Mapping[str, object]) -> Inventory:
-    """The tensors of modules, optimizers and bare tensors, as they are now."""
-    inventory = Inventory()
-    for name, state in states.items():
-        if kind_of(name, state) != STATEFUL:
-            inventory.take_walk(name, collect(state))
-    return inventory
-
-
-def survey(states: Mapping[str, object]) -> Survey:
-    """Describe the live state as a manifest would, without the opaque objects and any bytes."""
-    with torch.no_grad():
-        inventory = find(states)
-        extents, places = inventory.gather()
-        about = About(states)
-        manifest = segment_pb2.Manifest(
-            extents=[segment_pb2.StorageExtent(bytes=extent.nbytes) for extent in extents],
-            tensors=[about.entry(*pair) for pair in zip(inventory.leaves, places, strict=True)],
-            names={name: kind_of(name, state) for name, state in states.items()},
-            optimizers=optimizer_shapes(states),
-        )
-    return Survey(manifest, extents, inventory)

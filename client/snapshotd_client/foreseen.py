@@ -16,10 +16,10 @@ from google.protobuf.message import DecodeError
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.buffers import Reading
-from snapshotd_client.capture import Survey, survey
 from snapshotd_client.errors import SnapshotdClientError
 from snapshotd_client.owners import OPTIMIZER
 from snapshotd_client.room import Room
+from snapshotd_client.surveying import Survey, survey
 from snapshotd_client.wires import DaemonGone
 
 #: Of the threads that do it: the least there is.

@@ -16,7 +16,6 @@ from snapshotd.wire.protocol import MANIFEST_FORMAT
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd_client import tree
 from snapshotd_client.adopted import adopt_kinds, is_imported
-from snapshotd_client.capture import Survey
 from snapshotd_client.differences import in_place, tie_differences
 from snapshotd_client.errors import StateMismatch
 from snapshotd_client.identity import Identity
@@ -26,6 +25,7 @@ from snapshotd_client.newimage import ImageMaker, NewImage
 from snapshotd_client.owners import kind_of
 from snapshotd_client.ranges import Ranges, skeleton_ranges
 from snapshotd_client.standins import OF_THE_RANK, Manifests, StandIns, Unplaceable, mapped
+from snapshotd_client.surveying import Survey
 
 _Optimizer = torch.optim.Optimizer
 

@@ -20,7 +20,6 @@ from snapshotd_client.adopted import adopt, is_imported
 from snapshotd_client.apply import apply
 from snapshotd_client.assembling import assemble, is_divided
 from snapshotd_client.buffers import Reading
-from snapshotd_client.capture import Survey, survey
 from snapshotd_client.differences import differences
 from snapshotd_client.errors import ProtectionTimeout, StateMismatch
 from snapshotd_client.filling import Ask, Taken, filled, manifests
@@ -30,6 +29,7 @@ from snapshotd_client.leaves import CHECKPOINT
 from snapshotd_client.meeting import Meeting, can_meet
 from snapshotd_client.relayout import Relayout
 from snapshotd_client.results import Restored
+from snapshotd_client.surveying import Survey, survey
 from snapshotd_client.waiting import Deadline
 
 _TIERS: Final = {

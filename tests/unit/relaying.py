@@ -15,6 +15,7 @@ from snapshotd_client import capture
 from snapshotd_client.apply import apply
 from snapshotd_client.identity import Identity
 from snapshotd_client.relayout import Relayout
+from snapshotd_client.surveying import survey
 
 
 @contextmanager
@@ -90,7 +91,7 @@ def relaid(images, states, rank, world, *, strict=True):
         the keyword values, the plan of the image, and what did not fit.
     """
     whole = {shard: image for shard, (image, _) in images.items()}
-    relayout = Relayout(manifests_of(images), states, who(rank, world), capture.survey(states))
+    relayout = Relayout(manifests_of(images), states, who(rank, world), survey(states))
     ranges, places, length = relayout.skeletons()
     read = executed(ranges, whole, length)
     plan = relayout.plan({s: bytes(read[at : at + n]) for s, (at, n) in places.items()})

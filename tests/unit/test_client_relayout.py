@@ -20,11 +20,11 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 from snapshotd_client.about import box_of
-from snapshotd_client.capture import survey
 from snapshotd_client.exact import same_bits
 from snapshotd_client.leaves import local_piece
 from snapshotd_client.names import Names, unwrapped
 from snapshotd_client.relayout import Relayout
+from snapshotd_client.surveying import survey
 from tests.unit.relaying import (
     executed,
     image_of,
