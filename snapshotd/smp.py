@@ -22,6 +22,7 @@ from snapshotd.coding.choice import choose_codec
 from snapshotd.core.persist import Schedule
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import PeerError, SnapshotdError
+from snapshotd.flow.coder import Coder
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
 from snapshotd.flow.front import slot_socket_path
@@ -173,12 +174,14 @@ async def run(settings: SmpSettings, priority: Priority) -> None:
 
     rooms = Rooms(budget, arena, settings.generations, settings.group_size, settings.parity)
     persister = _persister(settings, machine, vault)
-    transfers = Transfers(home, vault, client, coding.codec, conduct)
-    smp = Smp(machine, vault, transfers, link, lock, rooms, conduct, persister)
+    tools = home, vault, client, coding.codec, conduct
+    smp = Smp(
+        machine, vault, Coder(*tools), Transfers(*tools), link, lock, rooms, conduct, persister
+    )
     smp.lending = Lending(
         machine,
         vault,
-        Gatherer(home, vault, client, coding.codec, conduct, smp.reachable),
+        Gatherer(*tools, smp.reachable),
         persister.stored if persister else None,
     )
     server = SERVERS[settings.plane](

@@ -2,7 +2,7 @@
 
 The interpreter lock is let go for the length of each call, and there are few calls: small pieces
 go in batches, large ones in slices. Neither starts torch's own threads, which would compete with
-the training's for its cores.
+the training's for its cores. The slices go side by side into the blocks that the image is coded in.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 import torch
 
 from snapshotd.wire.points import point
+from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd_client.extents import Extent
 
 #: torch copies tensors of fewer elements than this in the calling thread.
@@ -21,9 +22,11 @@ _ALONE_ELEMENTS: Final = 32768
 _WORD_BYTES: Final = 8
 _BATCH_PIECES: Final = 1024
 _BATCH_BYTES: Final = 32 << 20
-#: Between two slices, or batches, a copy can be given up.
-_SLICE_BYTES: Final = 32 << 20
-
+#: One slice for each block: so many bytes in all, or an eighth of a larger image, in slices of no
+#: more than this. Shorter ones cost time where another thread keeps the interpreter lock. Between
+#: two slices, or batches, a copy can be given up.
+ROUND_BYTES: Final = 32 << 20
+_ROUNDS: Final = 8
 
 #: What rests and what moves; more would keep tensors alive that nobody else has.
 _LOADS_KEPT: Final = 2
@@ -39,6 +42,24 @@ class Piece(NamedTuple):
 class _Source(NamedTuple):
     offset: int
     source: torch.Tensor
+
+
+class _Slice(NamedTuple):
+    """A part of a large piece.
+
+    Attributes:
+        inside: where it starts in its block, which it does not leave.
+        offset: where in the image.
+        source: the piece.
+        start: where in that.
+        length: in bytes.
+    """
+
+    inside: int
+    offset: int
+    source: torch.Tensor
+    start: int
+    length: int
 
 
 class Load:
@@ -66,7 +87,34 @@ class Load:
             else:
                 self.large.append(_Source(offset, source))
         self.batches = [*_batched(small)]
-        self.large.sort(key=lambda piece: piece.offset)
+        self._block_bytes = 0
+        self._slices: list[_Slice] = []
+
+    def slices(self, block_bytes: int) -> Sequence[_Slice]:
+        """The large pieces in the order in which they are copied: side by side into all blocks.
+
+        Args:
+            block_bytes: length of a block, positive; the same as before costs nothing.
+        """
+        if block_bytes != self._block_bytes:
+            blocks = -(-self.end // block_bytes)
+            together = max(ROUND_BYTES, min(self.end // _ROUNDS, blocks * ROUND_BYTES))
+            transfers = -(-together // (blocks * TRANSFER_BYTES))
+            cut = _cut(self.large, block_bytes, transfers * TRANSFER_BYTES)
+            self._slices = sorted(cut, key=lambda part: (part.inside, part.offset))
+            self._block_bytes = block_bytes
+        return self._slices
+
+
+def _cut(pieces: Sequence[_Source], block_bytes: int, slice_bytes: int) -> Iterator[_Slice]:
+    """Slices that end where a block ends, and at multiples of `slice_bytes` within it."""
+    for offset, source in pieces:
+        at, end = offset, offset + source.numel()
+        while at < end:
+            inside = at % block_bytes
+            length = min(end - at, block_bytes - inside, slice_bytes - inside % slice_bytes)
+            yield _Slice(inside, at, source, at - offset, length)
+            at += length
 
 
 def _words(source: torch.Tensor) -> torch.Tensor:
@@ -121,16 +169,20 @@ class Target:
         ctypes.memmove(self._address + offset, text, len(text))
         _piece_copied()
 
-    def put(self, load: Load, check: Callable[[int], None] = _nobody_minds) -> None:
+    def put(
+        self, load: Load, check: Callable[[int], None] = _nobody_minds, block_bytes: int = 0
+    ) -> None:
         """Copy a load, that of the CPU's memory.
 
         Args:
             load: the same as before costs least.
-            check: called between pieces, with the length of the image's start of which the load
-                has nothing more to copy; what it raises ends the copy.
+            check: called between pieces, with a number of bytes: of so many at the start of each
+                block the load has nothing more to copy. What it raises ends the copy.
+            block_bytes: length of the image's blocks, which are filled side by side; 0: it is one.
         """
         self.expect(load)
         views = self._ready[load]
+        block_bytes = min(block_bytes or load.end, load.end)
         with torch.no_grad():
             if views.gaps:
                 torch._foreach_zero_(views.gaps)
@@ -138,9 +190,9 @@ class Target:
                 check(0)
                 torch._foreach_copy_(batch, sources)
                 _piece_copied()
-            for offset, source in load.large:
-                self._put_large(offset, source, check)
-        check(load.end)
+            if load.large:
+                self._put_large(load.slices(block_bytes), check)
+        check(block_bytes)
 
     def expect(self, load: Load) -> None:
         """Make the views that copying `load` needs, if they are not there.
@@ -166,12 +218,10 @@ class Target:
         """Hold on to none of its tensors."""
         self._ready.pop(load, None)
 
-    def _put_large(self, offset: int, source: torch.Tensor, check: Callable[[int], None]) -> None:
-        start, end = source.data_ptr(), source.numel()
-        for at in range(0, end, _SLICE_BYTES):
-            check(offset + at)
-            length = min(_SLICE_BYTES, end - at)
-            ctypes.memmove(self._address + offset + at, start + at, length)
+    def _put_large(self, slices: Sequence[_Slice], check: Callable[[int], None]) -> None:
+        for inside, offset, source, start, length in slices:
+            check(inside)
+            ctypes.memmove(self._address + offset, source.data_ptr() + start, length)
             _piece_copied()
 
     def _view(self, offset: int, source: torch.Tensor) -> torch.Tensor:

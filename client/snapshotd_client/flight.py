@@ -15,12 +15,13 @@ from queue import SimpleQueue
 from typing import Final
 
 from snapshotd.wire.points import point
+from snapshotd.wire.protocol import grain_bytes
 from snapshotd.wire.v1 import segment_pb2
 from snapshotd.wire.v1 import trainer_pb2 as pb
 from snapshotd_client.buffers import Buffers
 from snapshotd_client.capture import Capture
 from snapshotd_client.channel import Channel
-from snapshotd_client.copying import Load
+from snapshotd_client.copying import ROUND_BYTES, Load
 from snapshotd_client.cuda import Stream
 from snapshotd_client.errors import Refused
 from snapshotd_client.overlap import Watch
@@ -31,8 +32,8 @@ from snapshotd_client.wires import DaemonGone
 #: answers to arrive.
 _PATIENCE: Final = 0.7
 _LEAST_S: Final = 0.05
-#: So much more of the image is worth a word to the daemon, which seals what stands meanwhile.
-_TELL_BYTES: Final = 32 << 20
+#: So much more of the image is worth a word to the daemon, which seals and codes what stands.
+_TELL_BYTES: Final = ROUND_BYTES
 
 
 class Abandoned(Exception):  # an event within this package, not an error of the user's
@@ -180,6 +181,7 @@ class Flight:
 
     def _copy(self, granted: pb.Granted) -> None:
         captured = self._cargo.captured
+        blocks = _blocks(granted, captured.image_bytes)
         try:
             target = self._buffers.target(granted.path, granted.image_offset, captured.image_bytes)
         except OSError as error:
@@ -190,19 +192,30 @@ class Flight:
         for text in captured.texts:
             target.put_text(*text)
         target.put(self._cargo.moving, lambda _: self._check())
-        target.put(captured.resting, lambda stands: self._go_on(granted, stands))
+        target.put(
+            captured.resting,
+            lambda stands: self._go_on(granted, stands, stands * blocks),
+            granted.block_bytes,
+        )
 
     def _check(self) -> None:
         if self._abandoned:
             raise Abandoned
 
-    def _go_on(self, granted: pb.Granted, stands: int) -> None:
-        """Between two pieces of the last load: say what the daemon may read already."""
+    def _go_on(self, granted: pb.Granted, stands: int, in_all: int) -> None:
+        """Between two pieces of the last load: say what the daemon may read already.
+
+        Args:
+            granted: the buffer.
+            stands: bytes of the start of each block.
+            in_all: the same of all blocks.
+        """
         self._check()
-        if stands - self._told >= _TELL_BYTES and not self._cargo.stream.devices:
-            self._told = stands
-            copied = pb.Copied(step=self.step, buffer=granted.buffer, image_bytes=stands)
+        if in_all - self._told >= _TELL_BYTES and not self._cargo.stream.devices:
+            self._told = in_all
+            copied = pb.Copied(step=self.step, buffer=granted.buffer, block_bytes=stands)
             self._channel.post(pb.ToDaemon(copied=copied))
+            point("trainer.copied.sent")
 
     def _say_written(self, granted: pb.Granted, timeout_s: float) -> None:
         captured = self._cargo.captured
@@ -222,3 +235,12 @@ class Flight:
         message = pb.ToDaemon()
         getattr(message, "pass").CopyFrom(pb.Pass(step=self.step, reason=self.skipped))
         self._channel.ask(message, self._max_stall_s)
+
+
+def _blocks(granted: pb.Granted, image_bytes: int) -> int:
+    """How many blocks the image has; raises DaemonGone where that cannot be."""
+    if not 0 < granted.block_bytes < image_bytes:
+        return 1
+    if granted.block_bytes < (grain := grain_bytes(image_bytes)):
+        raise DaemonGone(f"it granted blocks of {granted.block_bytes} bytes; a grain has {grain}")
+    return -(-image_bytes // granted.block_bytes)

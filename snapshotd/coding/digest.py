@@ -41,7 +41,11 @@ def content_digest(grain_digests: bytes) -> bytes:
 
 
 def check_range(
-    chunk: memoryview, offset: int, image_bytes: int, digests: bytes, threads: int = 1
+    chunk: memoryview,
+    offset: int,
+    image_bytes: int,
+    digests: bytes | bytearray,
+    threads: int = 1,
 ) -> bytes:
     """Verify a run of grains of an image.
 
@@ -107,7 +111,7 @@ def _check_lengths(chunk_bytes: int, offset: int, image_bytes: int, digest_bytes
         )
 
 
-def _first_difference(found: bytes, expected: bytes) -> int:
+def _first_difference(found: bytes, expected: bytes | bytearray) -> int:
     return next(
         start // DIGEST_BYTES
         for start in range(0, len(found), DIGEST_BYTES)

@@ -73,6 +73,7 @@ def _report(facts: NodeFacts, keepers: Keepers) -> object:
                     counters=SlotCounters(),
                     accused=(),
                     trainer=None,
+                    unsealed=None,
                     persist=tuple(replace(p, bytes_done=0, bytes_total=0) for p in s.persist),
                 ),
                 replace(s.trainer, passed_step=0) if s.trainer else None,

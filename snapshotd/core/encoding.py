@@ -1,7 +1,8 @@
 """Which stripes a slot must code.
 
-The first parity holder of a stripe codes it, as soon as it sees every member of the group sealed;
-a row that its holder does not say it has is coded again, however it was lost.
+The first parity holder of a stripe codes it, as soon as it sees that every member of the group has
+sealed its shard, or has written enough of it to be read meanwhile; a row that its holder does not
+say it has is coded again, however it was lost.
 """
 
 from __future__ import annotations
@@ -9,10 +10,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from snapshotd.core.instructions import Encode
-from snapshotd.core.protection import Slots, data_at, demanded, parity_at, parity_homes
+from snapshotd.core.protection import (
+    Slots,
+    coded_from,
+    data_at,
+    demanded,
+    parity_at,
+    parity_homes,
+    unsealed_at,
+)
 from snapshotd.core.retention import may_free_version
 from snapshotd.core.stripes import stripe
-from snapshotd.metadata import Group, Home, JobFacts, ParityHolding, Version
+from snapshotd.metadata import Group, Home, JobFacts, Version
 
 
 def stripes_to_code(
@@ -28,7 +37,7 @@ def stripes_to_code(
         job: as known now.
         keepers: the groups that keep its restore point now.
         home: the slot that asks.
-        versions: whose data the slot holds, oldest first.
+        versions: whose data the slot holds, or has its trainer write now, oldest first.
         slots: facts of all slots.
     """
     if job.decision is None or job.restoring:
@@ -42,6 +51,12 @@ def stripes_to_code(
     return [task for task in tasks if task is not None]
 
 
+def blocks_of(groups: Sequence[Group], home: Home) -> int:
+    """In how many blocks the shard at `home` is coded: 1 where it is not."""
+    group = _group_at(groups, home)
+    return 1 if group is None else group.data
+
+
 def _group_at(groups: Sequence[Group], home: Home) -> Group | None:
     """The one group in which `home` codes."""
     homes = ((g, m.home) for g in groups if g.rows for m in g.members)
@@ -50,29 +65,32 @@ def _group_at(groups: Sequence[Group], home: Home) -> Group | None:
 
 def _task(job: JobFacts, me: Home, group: Group, version: Version, slots: Slots) -> Encode | None:
     """What is to be coded of one version; None while a member is missing, or nothing is."""
-    held = [data_at(slots, m.home, job.job, m.shard, version) for m in group.members]
-    members = tuple(d for d in held if d is not None)
-    if len(members) < group.size:
-        return None
+    shard_bytes: list[int] = []
+    digests: list[bytes] = []
+    for member in group.members:
+        wanted = slots, member.home, job.job, member.shard, version
+        if (held := data_at(*wanted)) is not None:
+            digests.append(held.content_digest)
+            shard_bytes.append(held.image_bytes)
+        elif (unsealed := unsealed_at(*wanted)) is not None:
+            digests.append(b"")
+            shard_bytes.append(unsealed.image_bytes)
+        else:
+            return None
     index = next(i for i, m in enumerate(group.members) if m.home == me)
-    digests = tuple(d.content_digest for d in members)
     rows = tuple(
         place.row
         for place, home in parity_homes(group)
         if place.stripe == index
         and _reachable(slots, home)
-        and not _stored(parity_at(slots, home, job.job, version, place), digests)
+        and not coded_from(parity_at(slots, home, job.job, version, place), digests)
     )
     sources = stripe(group.size, group.parity, index).sources
     if not rows or not all(_reachable(slots, group.members[s.position].home) for s in sources):
         return None
-    return Encode(job.job, job.lineage, version, group, index, rows, members)
+    return Encode(job.job, job.lineage, version, group, index, rows, tuple(shard_bytes))
 
 
 def _reachable(slots: Slots, home: Home) -> bool:
     facts = slots.get(home)
     return facts is not None and bool(facts.address)
-
-
-def _stored(holding: ParityHolding | None, digests: tuple[bytes, ...]) -> bool:
-    return holding is not None and holding.content_digests == digests

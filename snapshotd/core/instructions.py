@@ -31,12 +31,16 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Give the trainer a buffer for a step, by a time after which it does not wait any more."""
+    """Give the trainer a buffer for a step, by a time after which it does not wait any more.
+
+    Its group codes the image in `blocks`, each in another stripe.
+    """
 
     job: str
     shard: int
     version: Version
     image_bytes: int
+    blocks: int
     until_s: float
 
 
@@ -58,7 +62,11 @@ class Free:
 
 @dataclass(frozen=True, slots=True)
 class Encode:
-    """Gather a stripe, compute parity rows, keep row 0 and hand on the others."""
+    """Gather a stripe, compute parity rows, keep row 0 and hand on the others.
+
+    The members' shards are sealed, or still written: then what stands is coded as it comes, and
+    counts once all are sealed. `shard_bytes`: lengths of their images, in group order.
+    """
 
     job: str
     epoch: int
@@ -66,7 +74,7 @@ class Encode:
     group: Group
     stripe: int
     rows: tuple[int, ...]
-    members: tuple[DataHolding, ...]
+    shard_bytes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)

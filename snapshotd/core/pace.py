@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 from typing import Final, Generic, Protocol, TypeVar
 
@@ -52,6 +52,8 @@ class Pace(Generic[Task]):
             # The facts that say so come a moment later; until then it is not done again.
             self._pauses[key] = _Pause(now_s + HEARSAY_S, RETRY_FIRST_S)
         self._done.clear()
+        tasks = list(tasks)
+        self._forget_what_is_over({_key(task) for task in tasks}, now_s)
         started = [task for task in tasks if self._free(_key(task), now_s)]
         self._running.update(_key(task) for task in started)
         return started
@@ -71,12 +73,20 @@ class Pace(Generic[Task]):
         self._pauses[key] = _Pause(now_s + delay_s, delay_s)
 
     def forget(self, job: str, version: Version) -> None:
-        """Nobody needs the version any more."""
+        """What was tried before does not count: nobody needs the version, or now it is whole."""
         self._pauses.pop((job, version), None)
 
     def wakes_s(self) -> list[float]:
         """When pauses end, those of the past left out."""
         return [p.until_s for p in self._pauses.values() if p.until_s > self._judged_s]
+
+    def _forget_what_is_over(self, wanted: Container[_Key], now_s: float) -> None:
+        """Nobody says that an image was given up before it was sealed; its tasks just end."""
+        self._pauses = {
+            key: pause
+            for key, pause in self._pauses.items()
+            if pause.until_s > now_s or key in wanted or key in self._running
+        }
 
     def _free(self, key: _Key, now_s: float) -> bool:
         pause = self._pauses.get(key)

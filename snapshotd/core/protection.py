@@ -19,6 +19,7 @@ from snapshotd.metadata import (
     ParityHolding,
     ParityPlace,
     SlotFacts,
+    Unsealed,
     Version,
 )
 
@@ -32,6 +33,17 @@ def data_at(slots: Slots, home: Home, job: str, shard: int, version: Version) ->
         return None
     wanted = (job, shard, version)
     return next((d for d in facts.data if (d.job, d.shard, d.version) == wanted), None)
+
+
+def unsealed_at(
+    slots: Slots, home: Home, job: str, shard: int, version: Version
+) -> Unsealed | None:
+    """The shard that the trainer at a home still writes, if it may be read meanwhile."""
+    facts = slots.get(home)
+    found = facts.unsealed if facts is not None else None
+    if found is None or (found.job, found.shard, found.version) != (job, shard, version):
+        return None
+    return found
 
 
 def parity_at(
@@ -58,14 +70,29 @@ def lacking(group: Group, job: str, version: Version, slots: Slots) -> list[tupl
             missing.append((member.home, why))
     for place, home in parity_homes(group):
         stored = parity_at(slots, home, job, version, place)
-        if stored is None or not _same(stored.content_digests, digests):
+        if not coded_from(stored, digests):
             missing.append((home, f"has not stored parity {place.row} of stripe {place.stripe}"))
     return missing
 
 
-def _same(coded: Sequence[bytes], sealed: Sequence[bytes]) -> bool:
-    """Whether parity was computed from the sealed bytes, as far as these are known."""
-    return all(not now or then == now for then, now in zip(coded, sealed, strict=True))
+def unprotected(job: JobFacts, newest: Version, slots: Slots) -> list[tuple[Home, str]]:
+    """Who keeps the newest sealed version of a shard from being committed: (home, reason)."""
+    if job.handed_on and newest == job.committed:
+        return []  # these ranks have saved nothing yet
+    return [pair for g in demanded(job) for pair in lacking(g, job.job, newest, slots)]
+
+
+def coded_from(parity: ParityHolding | None, sealed: Sequence[bytes]) -> bool:
+    """Whether a parity block is there, and computed from the sealed bytes, as far as known.
+
+    Args:
+        parity: the block.
+        sealed: content digests of the group's shards; empty where nothing is sealed.
+    """
+    if parity is None:
+        return False
+    digests = parity.content_digests
+    return all(not now or then == now for then, now in zip(digests, sealed, strict=True))
 
 
 def parity_homes(group: Group) -> list[tuple[ParityPlace, Home]]:

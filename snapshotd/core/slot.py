@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from snapshotd.core.claims import out_of_epoch, stalled
-from snapshotd.core.encoding import stripes_to_code
+from snapshotd.core.encoding import blocks_of, stripes_to_code
 from snapshotd.core.holdings import Holding, Holdings
 from snapshotd.core.instructions import (
     Answer,
@@ -25,7 +25,7 @@ from snapshotd.core.instructions import (
 )
 from snapshotd.core.newcomers import check_newcomer
 from snapshotd.core.pace import Pace
-from snapshotd.core.protection import Slots, demanded, kept, lacking
+from snapshotd.core.protection import Slots, demanded, kept, unprotected
 from snapshotd.core.release import should_adopt
 from snapshotd.core.repair import Hopeless, lost_after_coding, shards_to_rebuild
 from snapshotd.core.retention import Retention
@@ -83,6 +83,7 @@ class SlotMachine:
             counters=replace(counters, aborted=self.aborted) if self.aborted else counters,
             short=tuple(sorted(self.short)),
             vows=self._vows.of(self._orders.jobs),
+            unsealed=self.writing.unsealed(self.trainer),
         )
 
     # -- events: the supervisor
@@ -156,10 +157,16 @@ class SlotMachine:
         self.writing.give_up(step)
         self.trainer = replace(trainer, skipped=trainer.skipped + int(due))
 
+    def stands(self, version: Version, image_bytes: int) -> None:
+        """The trainer has written part of its buffer, which others may read from now on."""
+        if self.writing.filling == version:
+            self.writing.readable_bytes = image_bytes
+
     def sealed(self, holding: DataHolding) -> None:
         """A generation is complete and checksummed."""
         self.keep(holding)
         self.writing.sealed(holding.version)
+        self._coding.forget(holding.job, holding.version)  # pauses of what was tried before
 
     # -- events: memory
 
@@ -244,17 +251,10 @@ class SlotMachine:
 
     def why_not_protected(self, job: JobFacts) -> list[tuple[Home, str]]:
         """Who keeps the newest sealed version of this slot's shard from being committed."""
-        trainer = self.trainer
         sealed = self._holdings.versions(job.job)
-        if job.decision is None or trainer is None or not sealed:
+        if self.trainer is None or not sealed:
             return []
-        if job.handed_on and sealed[-1] == job.committed:
-            return []  # these ranks have saved nothing yet
-        missing: list[tuple[Home, str]] = []
-        slots = self._slots()
-        for group in demanded(job):
-            missing += lacking(group, job.job, sealed[-1], slots)
-        return missing
+        return unprotected(job, sealed[-1], self._slots())
 
     def _follow_decision(self) -> list[Instruction]:
         trainer = self.trainer
@@ -339,7 +339,8 @@ class SlotMachine:
             version = Version(job.lineage, claim.step)
             self.writing.grant(version)
             size, until_s = claim.image_bytes, claim.until_s
-            return [Grant(trainer.job, trainer.shard, version, size, until_s)]
+            cut = blocks_of(demanded(job), self.home)
+            return [Grant(trainer.job, trainer.shard, version, size, cut, until_s)]
         reason = reason or stalled(trainer, job, self.home, self._slots())
         if not reason and now_s >= claim.until_s:
             missing = self.why_not_protected(job) if job else []
@@ -356,9 +357,10 @@ class SlotMachine:
         return [*shards_to_rebuild(self.orders, self.home, self._holdings.shards()), *lost]
 
     def _encodes(self) -> list[Encode]:
-        slots, tasks = self._slots(), []
+        slots, tasks, unsealed = self._slots(), [], self.writing.unsealed(self.trainer)
         for job in self.orders.jobs:
             versions = self._holdings.versions(job.job)
+            versions += [unsealed.version] if unsealed and unsealed.job == job.job else []
             if versions:
                 keepers = self.orders.keepers(job)
                 tasks += stripes_to_code(job, keepers, self.home, versions, slots)

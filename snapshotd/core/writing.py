@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from snapshotd.errors import RequestError
-from snapshotd.metadata import Version
+from snapshotd.metadata import TrainerFacts, Unsealed, Version
 from snapshotd.wire.protocol import ErrorCode
 
 
@@ -27,12 +27,14 @@ class Writing:
     Attributes:
         claim: what it waits for.
         filling: granted to it, or being sealed.
+        readable_bytes: of the image that is filled, once what stands of it may be read; else 0.
         lends: it is to be lent memory, and there is none.
     """
 
     def __init__(self, passed: int = 0) -> None:
         self.claim: Claim | None = None
         self.filling: Version | None = None
+        self.readable_bytes = 0
         self.lends = False
         self._passed = passed  # but for what is filled
 
@@ -40,6 +42,12 @@ class Writing:
     def passed(self) -> int:
         """Every due step below it was sealed or given up."""
         return self.filling.step if self.filling else self._passed
+
+    def unsealed(self, trainer: TrainerFacts | None) -> Unsealed | None:
+        """What others may read of the image that `trainer` fills."""
+        if trainer is None or self.filling is None or not self.readable_bytes:
+            return None
+        return Unsealed(trainer.job, trainer.shard, self.filling, self.readable_bytes)
 
     def begin_at(self, step: int) -> None:
         """It was restored, and goes on with `step`."""
@@ -68,6 +76,7 @@ class Writing:
         """It has the buffer that it claimed."""
         self.claim = None
         self.filling = version
+        self.readable_bytes = 0
 
     def give_up(self, step: int) -> None:
         """It goes on without a snapshot of `step`."""
@@ -75,10 +84,12 @@ class Writing:
             self.claim = None
         if self.filling is not None and self.filling.step == step:
             self.filling = None
+            self.readable_bytes = 0
         self._passed = max(self._passed, step + 1)
 
     def sealed(self, version: Version) -> None:
         """A generation is complete; nothing changes where it is of another trainer."""
         if self.filling == version:
             self.filling = None
+            self.readable_bytes = 0
             self._passed = max(self._passed, version.step + 1)

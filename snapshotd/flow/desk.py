@@ -26,7 +26,6 @@ from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 if TYPE_CHECKING:
     from snapshotd.flow.smp import Smp
-    from snapshotd.memory.segment import Segment
 
 #: Refuses an attach that cannot be served: (predicted image bytes) -> None, raises NoRoom.
 Preflight = Callable[[int], None]
@@ -72,7 +71,7 @@ class TrainerDesk:
             case "claim":
                 self._claim(message)
             case "copied":
-                self._granted_buffer(message.copied).stands(message.copied.image_bytes)
+                self._copied(message.copied)
                 return None
             case "written":
                 self._written(message.written)
@@ -115,7 +114,7 @@ class TrainerDesk:
         self._check_lock(facts.incarnation)
         if message.attach.predicted_image_bytes:
             self._preflight(message.attach.predicted_image_bytes)
-        self._smp.give_back_filling()
+        self._smp.give_back()
         self._machine.attach(facts)
         self._smp.shortage.check(facts.job, message.attach.predicted_image_bytes)
         self._stand_back(cpus)
@@ -176,22 +175,36 @@ class TrainerDesk:
             self._smp.lending.give_back()
         self._open["claim"] = message.request
 
-    def _granted_buffer(self, said: pb.Copied | pb.Written) -> Filling:
-        """The buffer that it speaks of. Raises RequestError: it is not the trainer's to write."""
-        filling = self._smp.filling
-        if filling is None or filling.segment.name != said.buffer or filling.step != said.step:
-            raise RequestError(
-                ErrorCode.OUT_OF_ORDER, f"buffer {said.buffer!r} was not granted for this step"
-            )
-        if said.image_bytes > filling.image_bytes:
+    def _copied(self, copied: pb.Copied) -> None:
+        filling = self._granted_buffer(copied)
+        if copied.block_bytes > filling.block_bytes:
             raise RequestError(
                 ErrorCode.MALFORMED,
-                f"{said.image_bytes} bytes in a buffer that was claimed for {filling.image_bytes}",
+                f"{copied.block_bytes} bytes of each block of {filling.block_bytes}",
+            )
+        self._smp.buffer.stands(filling, copied.block_bytes)
+
+    def _granted_buffer(self, said: pb.Copied | pb.Written) -> Filling:
+        """The buffer that it speaks of. Raises RequestError: it is not the trainer's to write."""
+        filling = self._smp.buffer.filling
+        if (
+            filling is None
+            or filling.segment.name != said.buffer
+            or filling.version.step != said.step
+        ):
+            raise RequestError(
+                ErrorCode.OUT_OF_ORDER, f"buffer {said.buffer!r} was not granted for this step"
             )
         return filling
 
     def _written(self, written: pb.Written) -> None:
-        self._granted_buffer(written)
+        filling = self._granted_buffer(written)
+        if written.image_bytes > filling.image_bytes:
+            raise RequestError(
+                ErrorCode.MALFORMED,
+                f"{written.image_bytes} bytes in a buffer that was claimed for "
+                f"{filling.image_bytes}",
+            )
         if written.manifest_bytes > written.image_bytes:
             raise RequestError(
                 ErrorCode.MALFORMED,
@@ -199,22 +212,24 @@ class TrainerDesk:
                 f"{written.image_bytes}",
             )
         trained = ranges_from(written.trained, written.image_bytes)
-        self._smp.seal_filling(written.image_bytes, written.manifest_bytes, trained)
+        self._smp.buffer.seal(written.image_bytes, written.manifest_bytes, trained)
 
     def _passed(self, step: int) -> None:
         check_step(step)
         self._machine.passed(step)
-        self._smp.give_back_filling()
+        self._smp.give_back()
 
     # -- answers
 
-    async def granted(self, segment: Segment) -> None:
+    async def granted(self, filling: Filling) -> None:
         """A buffer for the open claim."""
+        segment = filling.segment
         reply = pb.Granted(
             path=str(segment.path),
             image_offset=HEADER_BYTES,
             image_capacity=segment.image_capacity,
             buffer=segment.name,
+            block_bytes=filling.block_bytes,
         )
         await self._reply("claim", pb.ToTrainer(granted=reply))
 

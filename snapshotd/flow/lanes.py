@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Final, TypeVar
 
-from snapshotd.errors import Misbehaved
+from snapshotd.core.trust import Misdeed
+from snapshotd.errors import Misbehaved, PeerError
 from snapshotd.flow.conduct import Conduct
-from snapshotd.rpc.block_client import BlockReader, BlockWriter
+from snapshotd.metadata import DataHolding, Home, SlotFacts
+from snapshotd.rpc.block_reader import BlockReader
+from snapshotd.rpc.block_writer import BlockWriter
+from snapshotd.rpc.channels import Peer
+from snapshotd.rpc.serving import Record
 from snapshotd.rpc.streaming import streamed
 from snapshotd.wire.protocol import TRANSFER_BYTES
+from snapshotd.wire.v1 import segment_pb2 as seg
 
 T = TypeVar("T")
+
+#: What every slot says of itself.
+Peers = Mapping[Home, SlotFacts]
 
 #: What pads a block, of whatever length.
 _ZEROS: Final = memoryview(bytes(TRANSFER_BYTES))
@@ -44,6 +53,35 @@ class Lane:
         if len(chunk) >= count:
             return chunk[:count]
         return memoryview(b"".join((chunk, _ZEROS[: count - len(chunk)])))
+
+    def cancel(self) -> None:
+        """Nothing more of it is wanted."""
+        if self.reader is not None:
+            self.reader.cancel()
+
+
+def peer_at(conduct: Conduct, peers: Peers, home: Home) -> Peer:
+    """Where a slot listens. Raises PeerError: it is not live, or cut off."""
+    conduct.check(home.node)
+    facts = peers.get(home)
+    if facts is None or not facts.address:
+        raise PeerError(f"{home} is not live")
+    return Peer(home.node, facts.address, facts.plane)
+
+
+def as_told(record: Record, told: DataHolding | None, who: str) -> seg.SealRecord:
+    """The record of the very bytes that a slot's facts speak of, where they do already.
+
+    Raises:
+        Misbehaved: it is of others.
+    """
+    assert isinstance(record, seg.SealRecord), "asked for a shard"
+    sealed = record.image_bytes, record.content_digest
+    if told is not None and sealed != (told.image_bytes, told.content_digest):
+        raise Misbehaved(
+            Misdeed.WRONG_RECORD, f"{who} serves other bytes of shard {told.shard} than it says"
+        )
+    return record
 
 
 async def in_step(
@@ -77,14 +115,14 @@ async def in_step(
 async def opened(
     conduct: Conduct, lanes: Iterable[Lane], writers: Iterable[BlockWriter] = ()
 ) -> None:
-    """Wait until each lane has its record, and each writer's holder is ready."""
+    """Wait until each lane is open, and each writer's holder is ready."""
 
-    async def record(lane: Lane) -> None:
+    async def ready(lane: Lane) -> None:
         if lane.reader is not None:
             with conduct.blaming(lane.node):
-                await lane.reader.record()
+                await lane.reader.open()
 
-    await all_of(*map(record, lanes), *(writer.open() for writer in writers))
+    await all_of(*map(ready, lanes), *(writer.open() for writer in writers))
 
 
 async def all_of(*work: Awaitable[None]) -> None:

@@ -28,12 +28,12 @@ from snapshotd.core.instructions import (
 from snapshotd.core.news import News
 from snapshotd.core.protection import Slots
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
-from snapshotd.core.repeats import Ranges
 from snapshotd.core.slot import SlotMachine
 from snapshotd.errors import DamagedBytes, PeerError, SnapshotdError
+from snapshotd.flow.buffer import Buffer
+from snapshotd.flow.coder import Coder
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.desk import TrainerDesk
-from snapshotd.flow.filling import Filling
 from snapshotd.flow.foresight import Foresight
 from snapshotd.flow.lending import Lending
 from snapshotd.flow.persist import Persister
@@ -64,6 +64,7 @@ class Smp:
         self,
         machine: SlotMachine,
         vault: Vault,
+        coder: Coder,
         transfers: Transfers,
         link: Link,
         trainer_lock: Path,
@@ -73,6 +74,7 @@ class Smp:
     ) -> None:
         self.machine = machine
         self.vault = vault
+        self._coder = coder
         self._transfers = transfers
         self._link = link
         self._trainer_lock = trainer_lock
@@ -88,7 +90,7 @@ class Smp:
         self._failure: BaseException | None = None
         self.desk: TrainerDesk | None = None
         self.lending: Lending | None = None
-        self.filling: Filling | None = None
+        self.buffer = Buffer(self)
         self.staged_s = 0.0  # what the last restore took, to have its shard here
         self.address = ""  # of its blocks
         self.plane = GRPC  # by which they are dialled
@@ -128,16 +130,14 @@ class Smp:
         self.foresight.forget()
         self.vault.repeats.forget()
         point("smp.trainer.forgotten")
-        self.give_back_filling()
+        self.give_back()
         if job:
             self.start(self.vault.tidy(job))
         self.wake()
 
-    def give_back_filling(self) -> None:
+    def give_back(self) -> None:
         """All memory that is in the trainer's hands."""
-        if self.filling is not None:
-            self.start(self.filling.give_back(self.vault))
-            self.filling = None
+        self.buffer.give_back()
         if self.lending is not None:
             self.lending.give_back()
 
@@ -197,7 +197,7 @@ class Smp:
                 log.debug("freed %s of %s: %s", holding.version, holding.job, reason)
                 self.vault.free(holding)
             case Grant():
-                self.start(self._grant(instruction))
+                self.start(self.buffer.grant(instruction))
             case Answer() | Deny() if self.desk is not None:
                 self.start(self.desk.deliver(instruction))
             case _:
@@ -228,72 +228,9 @@ class Smp:
 
     # -- tasks
 
-    async def _grant(self, grant: Grant) -> None:
-        try:
-            async with asyncio.timeout(max(0.0, grant.until_s - time.monotonic())):
-                segment = await self.vault.begin_data(
-                    grant.job, grant.shard, grant.version, grant.image_bytes
-                )
-        except TimeoutError:
-            await self._not_granted(grant, "its segments are still being allocated")
-            return
-        except SnapshotdError as error:
-            await self._not_granted(grant, str(error))
-            return
-        if self.machine.writing.filling != grant.version or self.desk is None:
-            self.vault.give_back(segment)  # the trainer went away meanwhile
-            return
-        self.filling = Filling(segment, grant.version.step, grant.image_bytes, self.start)
-        point("smp.grant.begun")
-        await self.desk.granted(segment)
-        point("smp.grant.sent")
-
-    def seal_filling(self, image_bytes: int, manifest_bytes: int, trained: Ranges) -> None:
-        """The trainer has written its buffer: from now on it is not the trainer's any more."""
-        filling, trainer = self.filling, self.machine.trainer
-        assert filling is not None, "the desk has looked"
-        assert trainer is not None, "a buffer is given back when its trainer goes"
-        self.filling = None
-        point("smp.written.heard")
-        self.start(self._seal(filling, trainer.world, image_bytes, manifest_bytes, trained))
-
-    async def _seal(
-        self,
-        filling: Filling,
-        world: int,
-        image_bytes: int,
-        manifest_bytes: int,
-        trained: Ranges,
-    ) -> None:
-        segment = filling.segment
-        try:
-            digests = await filling.digests(image_bytes)
-            holding = await self.vault.seal_data(
-                segment, world, image_bytes, manifest_bytes, digests
-            )
-        except DamagedBytes as error:
-            # The trainer, or who else may write there, cut the file: the step has no snapshot.
-            version = segment.version
-            self.vault.discard(segment, str(error))
-            if version is not None and self.machine.writing.filling == version:
-                self.machine.passed(version.step)
-            return
-        self.vault.watch(segment, trained)
-        self.vault.enter(segment)
-        point("smp.seal.entered")
-        self.machine.sealed(holding)
-
-    async def _not_granted(self, grant: Grant, reason: str) -> None:
-        """The trainer trains on; nothing changes where it is gone."""
-        log.warning("no buffer for step %d: %s", grant.version.step, reason)
-        if self.machine.writing.filling == grant.version:
-            self.machine.passed(grant.version.step)
-            if self.desk is not None:
-                await self.desk.deliver(Deny(grant.version.step, reason))
-
     async def _encode(self, task: Encode) -> None:
         try:
-            await self._transfers.encode(task, self.machine.orders.peers)
+            await self._coder.encode(task, lambda: self.machine.orders.peers)
         except SnapshotdError as error:
             log.info("stripe %d of %s is not coded yet: %s", task.stripe, task.version, error)
             self.machine.encode_failed(task, time.monotonic())

@@ -1,4 +1,4 @@
-"""Moving blocks: encode a stripe, copy a shard, decode a lost one. Executes core's plans.
+"""Bringing shards back: copy one, decode a lost one. Executes core's plans.
 
 Blocks of a stripe are read in step, one chunk of TRANSFER_BYTES of each at a time, so a task
 holds at most n chunks whatever the size of the state.
@@ -6,36 +6,31 @@ holds at most n chunks whatever the size of the state.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, nullcontext
+from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 
 from snapshotd.coding.codec import Codec
-from snapshotd.coding.digest import check_range, chunk_digests
-from snapshotd.core.instructions import Encode
+from snapshotd.coding.digest import check_range
 from snapshotd.core.recovery import BlockInput, BlockPlan, Copy, Decode
-from snapshotd.core.stripes import Extent, block_extent, parity_bytes, stripe
 from snapshotd.core.trust import Misdeed
-from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
+from snapshotd.errors import DamagedBytes, Misbehaved
 from snapshotd.flow.conduct import Conduct
-from snapshotd.flow.lanes import Lane, all_of, in_step, opened
+from snapshotd.flow.lanes import Lane, Peers, as_told, in_step, opened, peer_at
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import DataHolding, Group, Home, ParityPlace, SlotFacts, Version
-from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
-from snapshotd.rpc.channels import Peer
-from snapshotd.rpc.convert import place_to
+from snapshotd.metadata import DataHolding, Home, Version
+from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.block_reader import BlockReader
 from snapshotd.rpc.serving import Record, What
 from snapshotd.rpc.streaming import streamed
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
 
-Peers = Mapping[Home, SlotFacts]
-
 
 class Transfers:
-    """Carries out encodes, copies and decodes for one slot."""
+    """Carries out copies and decodes for one slot."""
 
     def __init__(
         self, home: Home, vault: Vault, client: BlocksClient, codec: Codec, conduct: Conduct
@@ -46,170 +41,22 @@ class Transfers:
         self._client = client
         self._codec = codec
 
-    # -- protect
-
-    async def encode(self, task: Encode, peers: Peers) -> None:
-        """Gather k blocks, compute the wanted parity rows, keep row 0 and hand on the others.
-
-        Raises:
-            PeerError: a source or a holder failed. DamagedBytes, NoRoom: as they say.
-        """
-        point("smp.encode.begun")
-        group, version = task.group, task.version
-        layout = stripe(group.size, group.parity, task.stripe)
-        places = {r: ParityPlace(group.shards, group.parity, task.stripe, r) for r in task.rows}
-        shard_bytes = [m.image_bytes for m in task.members]
-        length = parity_bytes(places[task.rows[0]], shard_bytes)
-        lanes: list[Lane] = []
-        writers: dict[int, BlockWriter] = {}
-        own: Segment | None = None
-        with ExitStack() as cleanup:
-            unsealed = cleanup.enter_context(ExitStack())
-            for source in layout.sources:
-                held = task.members[source.position]
-                extent = block_extent(held.image_bytes, group.data, source.block)
-                lanes.append(self._lane(peers, group.members[source.position].home, held, extent))
-                cleanup.callback(_cancel, lanes[-1].reader)
-            for row, place in places.items():
-                holder = group.members[layout.holders[row]].home
-                if holder == self._home:
-                    own = await self._vault.begin_parity(task.job, version, place, shard_bytes)
-                    unsealed.callback(self._vault.give_back, own)
-                    continue
-                writers[row] = self._client.store(
-                    self._peer(peers, holder),
-                    job=task.job,
-                    epoch=task.epoch,
-                    version=version,
-                    place=place,
-                    image_bytes=length,
-                    shard_bytes=shard_bytes,
-                )
-                cleanup.callback(writers[row].cancel)
-            await opened(self._conduct, lanes, writers.values())
-            with own.image(length) if own is not None else nullcontext() as image:
-                code = partial(self._code, task, lanes, image, writers, length)
-                digests = await in_step(code, self._conduct, lanes, writers.values())
-            records = await self._records(task, peers, lanes, [s.position for s in layout.sources])
-            for node in {lane.node for lane in lanes if lane.node}:
-                self._conduct.praise(node)
-            point("smp.encode.recorded")
-            if own is not None:
-                (kept,) = places.keys() - writers.keys()
-                await self._vault.seal_parity(own, records, length, digests[kept])
-                point("smp.encode.kept")
-                # From here on the vault may free it, and another task fill it.
-                unsealed.pop_all()
-            await all_of(
-                *(
-                    writer.finish(
-                        seg.ParityRecord(
-                            place=place_to(places[row]),
-                            group=records,
-                            image_bytes=length,
-                            grain_digests=digests[row],
-                        )
-                    )
-                    for row, writer in writers.items()
-                )
-            )
-            point("smp.encode.acknowledged")
-
-    def _code(
-        self,
-        task: Encode,
-        lanes: Sequence[Lane],
-        image: memoryview | None,
-        writers: Mapping[int, BlockWriter],
-        length: int,
-    ) -> dict[int, bytes]:
-        """Run the stripe through the code; returns the digests of each row. In a thread.
-
-        Our own row is coded where it stays, in `image`; the others in memory that every chunk uses
-        anew.
-        """
-        digests = dict.fromkeys(task.rows, b"")
-        places = {row: memoryview(bytearray(min(length, TRANSFER_BYTES))) for row in writers}
-        if image is not None:
-            places.update((row, image) for row in task.rows if row not in writers)
-        for at in range(0, length, TRANSFER_BYTES):
-            count = min(TRANSFER_BYTES, length - at)
-            blocks = [lane.take(count) for lane in lanes]
-            point("smp.encode.gathered")
-            with ExitStack() as views:
-                out = {}
-                for row, place in places.items():
-                    start = 0 if row in writers else at
-                    out[row] = views.enter_context(place[start : start + count])
-                found = self._code_chunk(task.group, blocks, out, length)
-                point("smp.encode.coded")
-                for row, digest in found.items():
-                    digests[row] += digest
-                for row, writer in writers.items():
-                    writer.put(out[row])
-                    point("smp.encode.forwarded")
-        return digests
-
-    def _code_chunk(
-        self, group: Group, blocks: Sequence[memoryview], out: Mapping[int, memoryview], length: int
-    ) -> dict[int, bytes]:
-        """Compute a chunk of parity rows, and their digests while the cache has them."""
-        self._codec.encode_into(group.data, group.parity, blocks, tuple(out), tuple(out.values()))
-        return {row: chunk_digests(block, length) for row, block in out.items()}
-
-    async def _records(
-        self, task: Encode, peers: Peers, lanes: Sequence[Lane], positions: Sequence[int]
-    ) -> list[seg.SealRecord]:
-        """What every member of the group sealed, and that it is what the task was about."""
-        readers = {p: lane.reader for p, lane in zip(positions, lanes, strict=True)}
-        records = []
-        for position, held in enumerate(task.members):
-            home = task.group.members[position].home
-            reader = readers.get(position)
-            if reader is not None:
-                with self._conduct.blaming(home.node):
-                    record = await reader.record()
-            elif home == self._home:
-                record = self._vault.segment(task.job, task.version, held.shard).record
-            else:
-                record = await self._record(peers, home, task.job, task.version, held.shard)
-            with self._conduct.blaming(home.node):
-                records.append(_as_told(record, held, str(home)))
-        return records
-
-    def _lane(self, peers: Peers, home: Home, held: DataHolding, extent: Extent) -> Lane:
-        if extent.length == 0:
-            return Lane(None, 0)
-        peer = self._peer(peers, home)
-        reader = self._client.read(
-            peer, held.job, held.version, held.shard, extent.offset, extent.length
-        )
-        return Lane(reader, extent.length, home.node)
-
     async def _record(
         self, peers: Peers, home: Home, job: str, version: Version, what: What
     ) -> Record:
         with self._conduct.blaming(home.node):
-            return await self._client.record(self._peer(peers, home), job, version, what)
-
-    def _peer(self, peers: Peers, home: Home) -> Peer:
-        """Where a slot listens. Raises PeerError: it is not live, or cut off."""
-        self._conduct.check(home.node)
-        facts = peers.get(home)
-        if facts is None or not facts.address:
-            raise PeerError(f"{home} is not live")
-        return Peer(home.node, facts.address, facts.plane)
-
-    # -- restore
+            return await self._client.record(
+                peer_at(self._conduct, peers, home), job, version, what
+            )
 
     async def copy(self, plan: Copy, peers: Peers) -> DataHolding:
         """Bring a whole shard over from another slot, verified chunk by chunk."""
         held = plan.holding
-        peer = self._peer(peers, plan.home)
+        peer = peer_at(self._conduct, peers, plan.home)
         reader = self._client.read(peer, held.job, held.version, held.shard, 0, held.image_bytes)
         try:
             with self._conduct.blaming(plan.home.node):
-                record = _as_told(await reader.record(), held, str(peer))
+                record = as_told(await reader.record(), held, str(peer))
             segment = await self._vault.begin_data(
                 held.job, held.shard, held.version, held.image_bytes
             )
@@ -286,7 +133,7 @@ class Transfers:
             for wanted in block.inputs:
                 lane = self._input(plan.job, plan.version, wanted, length, peers)
                 lanes[wanted.index] = lane
-                cleanup.callback(_cancel, lane.reader)
+                cleanup.callback(lane.cancel)
             await opened(self._conduct, lanes.values())
             with image[block.extent.offset : block.extent.offset + length] as place:
                 solve = partial(self._solve, plan, block, lanes, place, record)
@@ -336,7 +183,7 @@ class Transfers:
             return Lane(None, 0)
         what: What | None = wanted.place if wanted.place is not None else wanted.shard
         assert what is not None, "an input is a shard's block or a parity block"
-        peer = self._peer(peers, wanted.home)
+        peer = peer_at(self._conduct, peers, wanted.home)
         reader = self._client.read(peer, job, version, what, wanted.extent.offset, count)
         return Lane(reader, count, wanted.home.node)
 
@@ -359,18 +206,3 @@ class Transfers:
         self._vault.enter(segment)
         point("smp.fetch.entered")
         return holding
-
-
-def _as_told(record: Record, held: DataHolding, who: str) -> seg.SealRecord:
-    """The record of the very bytes that a slot's facts speak of. Raises Misbehaved."""
-    told = held.image_bytes, held.content_digest
-    if isinstance(record, seg.SealRecord) and (record.image_bytes, record.content_digest) == told:
-        return record
-    raise Misbehaved(
-        Misdeed.WRONG_RECORD, f"{who} serves other bytes of shard {held.shard} than it says"
-    )
-
-
-def _cancel(reader: BlockReader | None) -> None:
-    if reader is not None:
-        reader.cancel()

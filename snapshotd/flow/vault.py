@@ -11,6 +11,7 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from threading import Lock
+from typing import Protocol
 
 from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
@@ -23,12 +24,22 @@ from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
 from snapshotd.memory.segment import Segment
 from snapshotd.memory.states import Kind
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, SlotCounters, Version
-from snapshotd.rpc.serving import What
+from snapshotd.rpc.serving import Image, SealedImage, What
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
+
+
+class Growing(Image, Protocol):
+    """What peers may read of a buffer that is filled."""
+
+    @property
+    def segment(self) -> Segment: ...
+
+    def spoil(self, reason: str) -> None:
+        """Bytes have changed that stood."""
 
 
 class Vault:
@@ -44,6 +55,7 @@ class Vault:
         self._doomed: list[Segment] = []
         self._condemned: dict[Segment, str] = {}  # damaged, and still being read: why
         self._unentered: set[Segment] = set()  # being filled; neither in the books nor free
+        self._growing: dict[Key, Growing] = {}  # of these, what peers may read meanwhile
         self._counting = Lock()  # blocks are sent and received in threads
         self._sent_bytes = 0
         self._received_bytes = 0
@@ -80,6 +92,7 @@ class Vault:
             )
         holding = describe(segment)
         self._unentered.discard(segment)
+        self._growing.pop(key_of(holding), None)
         if key_of(holding) in self._sealed:
             # The same bytes twice: a daemon died between storing and freeing, or two tasks have
             # brought them here at once.
@@ -239,12 +252,22 @@ class Vault:
         """A buffer that was begun: free it, unless it was entered since."""
         if segment in self._unentered:
             self._unentered.remove(segment)
-            segment.free()
+            self._ungrow(segment)
+            self._doomed.append(segment)
+            self._let_go(segment)
 
     def discard(self, segment: Segment, reason: str) -> None:
         """A buffer that was begun and is damaged: nobody gets it again."""
         self._unentered.discard(segment)
+        self._ungrow(segment)
         self._condemn(segment, reason)
+
+    def grows(self, job: str, version: Version, shard: int, growing: Growing) -> None:
+        """Peers may read from a buffer that was begun, until it is entered, or given back."""
+        self._growing[job, version, shard] = growing
+
+    def _ungrow(self, segment: Segment) -> None:
+        self._growing = {k: g for k, g in self._growing.items() if g.segment is not segment}
 
     # -- letting go
 
@@ -316,6 +339,28 @@ class Vault:
             segment.unpin()
             self._let_go(segment)
 
+    @contextmanager
+    def following(self, job: str, version: Version, what: What) -> Iterator[Image]:
+        """As `reading`, of a segment that is sealed, or still filled."""
+        growing = self._growing.get((job, version, what))
+        if growing is None:
+            with self.reading(job, version, what) as segment:
+                yield SealedImage(segment)
+            return
+        segment = growing.segment
+        segment.pin()
+        try:
+            yield growing
+        except DamagedBytes as error:
+            if self._sealed.get((job, version, what)) is segment:
+                self.quarantine(describe(segment), str(error))
+            else:
+                growing.spoil(str(error))
+            raise
+        finally:
+            segment.unpin()
+            self._let_go(segment)
+
     def replace(self, segment: Segment) -> None:
         """Enter a block that was computed anew, in place of an older one. Raises DamagedBytes."""
         old = self._sealed.get(key_of(describe(segment)))
@@ -347,10 +392,6 @@ class Vault:
             repeated_total=self.repeats.total,
             repeated_now=self.repeats.in_a_row,
         )
-
-    @property
-    def allocated_bytes(self) -> int:
-        return self._arena.allocated_bytes
 
 
 async def _nobody() -> bool:

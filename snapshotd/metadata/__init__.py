@@ -30,6 +30,7 @@ from snapshotd.metadata.nouns import (
     Stored,
     StoredStep,
     Tier,
+    Unsealed,
     Version,
 )
 
@@ -56,6 +57,7 @@ __all__ = [
     "StoredStep",
     "Tier",
     "TrainerFacts",
+    "Unsealed",
     "Version",
     "Vow",
 ]

@@ -12,6 +12,7 @@ from snapshotd.metadata.nouns import (
     Group,
     Home,
     ParityHolding,
+    Unsealed,
     Version,
 )
 from snapshotd.wire.protocol import GRPC
@@ -138,6 +139,7 @@ class SlotFacts:
     vows: tuple[Vow, ...] = ()  # of jobs whose restore is not over
     plane: str = GRPC  # by which its blocks are dialled
     persist: tuple[PersistFacts, ...] = ()
+    unsealed: Unsealed | None = None
 
     def has_staged(self, decision: Decision) -> bool | None:
         """Whether it has ever brought its part of an unreleased decision here; None: unknown."""

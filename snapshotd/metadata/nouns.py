@@ -95,6 +95,16 @@ class DataHolding:
 
 
 @dataclass(frozen=True, slots=True)
+class Unsealed:
+    """A shard that its trainer still writes; what stands of it may be read as it comes."""
+
+    job: str
+    shard: int
+    version: Version
+    image_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class ParityHolding:
     """A stored, verified parity block in some slot's memory.
 

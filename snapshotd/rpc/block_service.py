@@ -18,7 +18,7 @@ from snapshotd.core.trust import Misdeed
 from snapshotd.errors import Misbehaved, PeerError, SnapshotdError
 from snapshotd.rpc.channels import OPTIONS, listen, status_of
 from snapshotd.rpc.framing import BLOCKS_SERVICE, pack_reply, parse_request
-from snapshotd.rpc.serving import Blocks, Serving, announced, check_end, check_part, first_reply
+from snapshotd.rpc.serving import Blocks, Serving, announced, check_end, check_part
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -58,12 +58,16 @@ class BlocksService(Blocks):
             await context.abort(*status_of(error))
 
     async def _read(self, request: pb.ReadRequest) -> AsyncGenerator[ReadPart]:
-        with self._asked_for(request) as sealed:
-            yield first_reply(sealed.record)
-            with closing(self._chunks(request, sealed)) as chunks:
-                for chunk in chunks:
-                    await self._bandwidth.wait(len(chunk))
-                    yield chunk
+        with self._asked_for(request) as image:
+            if not request.unsealed:
+                yield await self._sealed(image)
+            async for start, end in self._parts(request, image):
+                with closing(self._chunks(start, end, image)) as chunks:
+                    for chunk in chunks:
+                        await self._bandwidth.wait(len(chunk))
+                        yield chunk
+            if request.unsealed:
+                yield await self._sealed(image)
 
     async def _read_ranges(self, request: pb.RangesRequest) -> AsyncGenerator[pb.RangesReply]:
         with (

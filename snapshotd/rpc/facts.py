@@ -20,6 +20,7 @@ from snapshotd.metadata import (
     SlotCounters,
     SlotFacts,
     TrainerFacts,
+    Unsealed,
     Vow,
 )
 from snapshotd.rpc.checks import (
@@ -71,6 +72,17 @@ def _data_from(m: pb.DataHolding) -> DataHolding:
     size = checked_size(m.image_bytes)
     world = _world_of(m)
     return DataHolding(m.job, m.shard, version_from(m.version), size, m.content_digest, world)
+
+
+def _unsealed_to(u: Unsealed) -> pb.Unsealed:
+    return pb.Unsealed(
+        job=u.job, shard=u.shard, version=version_to(u.version), image_bytes=u.image_bytes
+    )
+
+
+def _unsealed_from(m: pb.Unsealed) -> Unsealed:
+    check_job(m.job)
+    return Unsealed(m.job, m.shard, version_from(m.version), checked_size(m.image_bytes))
 
 
 def _world_of(m: pb.DataHolding | pb.ParityHolding) -> int:
@@ -230,6 +242,7 @@ def slot_to(s: SlotFacts) -> pb.SlotFacts:
         vows=[_vow_to(v) for v in s.vows],
         plane=s.plane,
         persist=[_persist_to(p) for p in s.persist],
+        unsealed=_unsealed_to(s.unsealed) if s.unsealed else None,
     )
 
 
@@ -257,6 +270,7 @@ def slot_from(m: pb.SlotFacts) -> SlotFacts:
         vows=tuple(_vow_from(v) for v in m.vows),
         plane=m.plane or GRPC,
         persist=tuple(_persist_from(p) for p in m.persist),
+        unsealed=_unsealed_from(m.unsealed) if m.HasField("unsealed") else None,
     )
 
 

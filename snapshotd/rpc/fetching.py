@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from snapshotd.metadata import Home, Version
-from snapshotd.rpc.block_client import BlockReader
+from snapshotd.rpc.block_reader import BlockReader
 from snapshotd.rpc.channels import Peer
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.tls import Identity

@@ -6,16 +6,17 @@ is pinned until the reader is done or gone.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Final, Protocol, TypeVar
 
 import xxhash
 
 from snapshotd.coding.digest import check_range, chunk_digests
 from snapshotd.core.trust import Misdeed
-from snapshotd.errors import Misbehaved
+from snapshotd.errors import Misbehaved, PeerError
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_from, version_from
@@ -29,6 +30,11 @@ from snapshotd.wire.v1 import segment_pb2 as seg
 
 Record = seg.SealRecord | seg.ParityRecord
 What = int | ParityPlace
+T = TypeVar("T")
+
+#: Of the time after which a peer takes us for stalled, a trainer that stands still in the middle of
+#: its copy is waited for this part: its bytes are read later, once it has sealed them.
+PATIENCE: Final = 0.25
 
 
 class Sealed(Protocol):
@@ -38,6 +44,49 @@ class Sealed(Protocol):
     def record(self) -> Record: ...
 
     def image(self, image_bytes: int) -> memoryview: ...
+
+
+class Image(Protocol):
+    """Bytes as a stream of blocks reads them: sealed, or still written by a trainer."""
+
+    @property
+    def image_bytes(self) -> int: ...
+
+    @property
+    def digests(self) -> bytes | bytearray:
+        """Of all grains; of those that do not stand yet, anything."""
+
+    def image(self, image_bytes: int) -> memoryview: ...
+
+    async def standing(self, at: int, count: int) -> int:
+        """How far it may be read from `at` on, once `count` bytes may.
+
+        Raises:
+            PeerError: they never will.
+        """
+
+    async def record(self) -> Record:
+        """What was sealed, once it is. Raises PeerError: it never will be."""
+
+
+class SealedImage:
+    """A sealed segment as an Image: all of it stands.
+
+    Raises:
+        DamagedBytes: its record is not what was sealed.
+    """
+
+    def __init__(self, sealed: Sealed) -> None:
+        self._record = sealed.record
+        self.image = sealed.image
+        self.image_bytes = self._record.image_bytes
+        self.digests = self._record.grain_digests
+
+    async def standing(self, _at: int, _count: int) -> int:
+        return self.image_bytes
+
+    async def record(self) -> Record:
+        return self._record
 
 
 class BlockStore(Protocol):
@@ -51,6 +100,9 @@ class BlockStore(Protocol):
         Raises:
             RequestError: it is not here.
         """
+
+    def following(self, job: str, version: Version, what: What) -> AbstractContextManager[Image]:
+        """As `reading`, of a segment that is sealed, or that its trainer still writes."""
 
     def sent(self, count_bytes: int) -> None: ...
 
@@ -130,41 +182,77 @@ class Blocks:
     # -- out
 
     @contextmanager
-    def _asked_for(self, request: pb.ReadRequest) -> Iterator[Sealed]:
-        """The segment that a caller may read from, kept from being freed."""
-        with self._named(request) as sealed:
-            _check_bounds(request, sealed.record.image_bytes)
-            yield sealed
+    def _asked_for(self, request: pb.ReadRequest) -> Iterator[Image]:
+        """What a caller may read from, kept from being freed.
+
+        Raises:
+            PeerError: too many are served.
+        """
+        turns = self._bandwidth.stream() if request.bytes else nullcontext()
+        with self._named(request) as image, turns:
+            _check_bounds(request, image.image_bytes)
+            point("smp.read.begun")
+            yield image
+
+    @contextmanager
+    def _named(self, request: pb.ReadRequest) -> Iterator[Image]:
+        wanted = self._wanted(request)
+        if request.unsealed:
+            with self._store.following(*wanted) as image:
+                yield image
+        else:
+            with self._store.reading(*wanted) as sealed:
+                yield SealedImage(sealed)
 
     @contextmanager
     def _ranges_asked_for(self, request: pb.RangesRequest) -> Iterator[tuple[Sealed, Spans]]:
         """The segment, kept from being freed, and what a caller wants of it."""
-        with self._named(request) as sealed:
+        with self._store.reading(*self._wanted(request)) as sealed:
             yield sealed, requested_spans(request, sealed.record)
 
-    @contextmanager
-    def _named(self, request: pb.ReadRequest | pb.RangesRequest) -> Iterator[Sealed]:
+    def _wanted(self, request: pb.ReadRequest | pb.RangesRequest) -> tuple[str, Version, What]:
         check_caller(request.cluster_id, self._cluster_id, request.protocol)
         version = version_from(request.version)
         shard = request.WhichOneof("what") == "shard"
-        what: What = request.shard if shard else place_from(request.place)
-        with self._store.reading(request.job, version, what) as sealed:
-            yield sealed
+        return request.job, version, request.shard if shard else place_from(request.place)
 
-    def _chunks(self, request: pb.ReadRequest, sealed: Sealed) -> Generator[memoryview]:
-        """The bytes asked for, each chunk verified; one is sent, and gone, when the next is due.
+    async def _parts(self, request: pb.ReadRequest, image: Image) -> AsyncIterator[tuple[int, int]]:
+        """The bytes asked for, [start, end) in whole chunks, as they stand.
 
         Raises:
-            DamagedBytes: they are not what was sealed. PeerError: too many are served.
+            PeerError: some never will, or not soon.
         """
-        point("smp.read.begun")
-        record, end = sealed.record, request.offset + request.bytes
-        turns = self._bandwidth.stream() if request.bytes else nullcontext()
-        with turns, sealed.image(record.image_bytes) as image:
-            for at in range(request.offset, end, TRANSFER_BYTES):
+        at, end = request.offset, request.offset + request.bytes
+        while at < end:
+            count = min(TRANSFER_BYTES, end - at)
+            until = await self._soon(image.standing(at, count))
+            stop = end if until >= end else until - (until - at) % TRANSFER_BYTES
+            yield at, stop
+            at = stop
+
+    async def _sealed(self, image: Image) -> pb.ReadReply:
+        """Raises PeerError: it never will be, or not soon."""
+        return record_reply(await self._soon(image.record()))
+
+    async def _soon(self, wait: Awaitable[T]) -> T:
+        bound_s = self._stall_s * PATIENCE
+        try:
+            async with asyncio.timeout(bound_s):
+                return await wait
+        except TimeoutError as error:
+            raise PeerError(f"the trainer wrote no more of it for {bound_s} s") from error
+
+    def _chunks(self, start: int, end: int, source: Image) -> Generator[memoryview]:
+        """Bytes that stand, each chunk verified; one is sent, and gone, when the next is due.
+
+        Raises:
+            DamagedBytes: they are not what they were when they were first read.
+        """
+        with source.image(source.image_bytes) as image:
+            for at in range(start, end, TRANSFER_BYTES):
                 with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
                     # Here, and not at the reader's only: it is this node that must lose it.
-                    check_range(chunk, at, record.image_bytes, record.grain_digests)
+                    check_range(chunk, at, source.image_bytes, source.digests)
                     self._store.sent(len(chunk))
                     yield chunk
                 point("smp.read.sent")
@@ -209,8 +297,8 @@ class Blocks:
         point("smp.store.finished")
 
 
-def first_reply(record: Record) -> pb.ReadReply:
-    """What every Read begins with."""
+def record_reply(record: Record) -> pb.ReadReply:
+    """The part of a Read that says what is read."""
     if isinstance(record, seg.SealRecord):
         return pb.ReadReply(seal=record)
     return pb.ReadReply(parity=record)

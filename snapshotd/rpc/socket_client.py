@@ -5,8 +5,8 @@ A stream has a connection for itself; one that came to its end gives it back for
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -14,7 +14,9 @@ from google.protobuf.message import DecodeError, Message
 
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import PeerError
-from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
+from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.block_reader import BlockReader
+from snapshotd.rpc.block_writer import BlockWriter
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalled
 from snapshotd.rpc.dialling import Sockets
@@ -45,10 +47,14 @@ class PlanesClient(BlocksClient):
         await self._channels.close()
         self._sockets.close()
 
-    def _reader(self, peer: Peer, request: pb.ReadRequest, what: What) -> BlockReader:
+    def _reader(
+        self, peer: Peer, request: pb.ReadRequest, what: What, image_bytes: int = 0
+    ) -> BlockReader:
         if _plane(peer) == GRPC:
-            return super()._reader(peer, request, what)
-        return SocketReader(self._sockets, peer, request, what, self._stall_s, self._received)
+            return super()._reader(peer, request, what, image_bytes)
+        return SocketReader(
+            self._sockets, peer, request, what, image_bytes, self._stall_s, self._received
+        )
 
     def _ranges_reader(self, peer: Peer, request: pb.RangesRequest) -> RangesReader:
         if _plane(peer) == GRPC:
@@ -80,21 +86,29 @@ class SocketReader(BlockReader):
         sockets: Sockets,
         peer: Peer,
         request: pb.ReadRequest,
-        what: What,
-        stall_s: float,
-        received: Callable[[int], None],
+        *arguments: Any,
     ) -> None:
         no_call: Any = None
-        super().__init__(no_call, peer, no_call, request, what, stall_s, received)
+        super().__init__(no_call, peer, no_call, request, *arguments)
         self._sockets = sockets
         self._request: pb.ReadRequest | None = request
         self._connection: Connection | None = None
         self._buffer = memoryview(b"")
 
+    async def open(self) -> None:
+        await self._lease()
+        if self._follows:
+            await streamed(self._ask, self.abort)
+        else:
+            await self.record()
+
     async def _next(self) -> pb.ReadReply | memoryview:
+        await self._lease()
+        return await streamed(partial(self._receive, None), self.abort)
+
+    async def _lease(self) -> None:
         if self._connection is None:
             self._connection = await self._sockets.lease(self._peer, self._stall_s)
-        return await streamed(partial(self._receive, None), self.abort)
 
     def take(self, into: memoryview | None = None) -> memoryview:
         part = self._receive(into)
@@ -103,14 +117,16 @@ class SocketReader(BlockReader):
             part = memoryview(b"")
         return self._verified(part)
 
-    def _receive(self, into: memoryview | None) -> pb.ReadReply | memoryview:
-        connection = self._connection
-        if connection is None:
-            raise PeerError(f"{self._peer}: a stream that is over was read from")
-        try:
+    def _ask(self) -> None:
+        """Say what is wanted, unless that was said."""
+        with self._connected() as connection:
             if self._request is not None:
                 connection.send(Kind.READ, self._request.SerializeToString())
                 self._request = None
+
+    def _receive(self, into: memoryview | None) -> pb.ReadReply | memoryview:
+        self._ask()
+        with self._connected() as connection:
             kind, count = connection.head()
             if kind is Kind.CHUNK:
                 self._check_length(count)
@@ -122,6 +138,13 @@ class SocketReader(BlockReader):
             if kind is not Kind.MESSAGE:
                 raise NotAFrame
             return _parsed(pb.ReadReply, connection.body(count))
+
+    @contextmanager
+    def _connected(self) -> Iterator[Connection]:
+        if self._connection is None:
+            raise PeerError(f"{self._peer}: a stream that is over was read from")
+        try:
+            yield self._connection
         except Stalled as error:
             raise self._misbehaved(
                 Misdeed.STALLED, f"sent nothing of a block for {self._stall_s} s"

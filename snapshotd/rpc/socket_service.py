@@ -14,7 +14,7 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import Any, Final
 
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import Misbehaved, PeerError, SnapshotdError
@@ -23,12 +23,12 @@ from snapshotd.rpc.connection import Connection, HungUp, Kind, NotAFrame, Stalle
 from snapshotd.rpc.ranges import MAX_RANGES, Spans
 from snapshotd.rpc.serving import (
     Blocks,
+    Image,
     Incoming,
     Sealed,
     Serving,
     check_end,
     check_part,
-    first_reply,
 )
 from snapshotd.rpc.streaming import streamed
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -90,8 +90,8 @@ class SocketService(Blocks):
         if kind is Kind.READ:
             self._callers.check_names(connection.names, connection.peer)
             request = _parsed(pb.ReadRequest, first)
-            with self._asked_for(request) as sealed:
-                await streamed(partial(self._send, connection, request, sealed), connection.abort)
+            with self._asked_for(request) as image:
+                await self._read(connection, request, image)
             return
         if kind is Kind.RANGES:
             self._callers.check_names(connection.names, connection.peer)
@@ -108,8 +108,7 @@ class SocketService(Blocks):
             except BaseException as error:
                 incoming.abandon(error)
                 raise
-        reply = pb.StoreReply().SerializeToString()
-        await streamed(partial(connection.send, Kind.MESSAGE, reply), connection.abort)
+        await self._tell(connection, pb.StoreReply())
 
     def _first(self, connection: Connection) -> tuple[Kind, bytes]:
         """What a stream begins with: a ReadRequest, a RangesRequest, or a StoreRequest."""
@@ -119,15 +118,29 @@ class SocketService(Blocks):
         most = MAX_RANGES_BYTES if kind is Kind.RANGES else MAX_REQUEST_BYTES
         return kind, connection.body(count, most)
 
+    async def _read(self, connection: Connection, request: pb.ReadRequest, image: Image) -> None:
+        if not request.unsealed:
+            await self._tell(connection, await self._sealed(image))
+        async for start, end in self._parts(request, image):
+            send = partial(self._send, connection, start, end, image)
+            await streamed(send, connection.abort)
+        if request.unsealed:
+            await self._tell(connection, await self._sealed(image))
+
+    async def _tell(self, connection: Connection, message: Message) -> None:
+        data = message.SerializeToString()
+        await streamed(partial(connection.send, Kind.MESSAGE, data), connection.abort)
+
     # -- in threads
 
-    def _send(self, connection: Connection, request: pb.ReadRequest, sealed: Sealed) -> None:
-        with self._unless_stalled("took nothing of a block"):
-            connection.send(Kind.MESSAGE, first_reply(sealed.record).SerializeToString())
-            with closing(self._chunks(request, sealed)) as chunks:
-                for chunk in chunks:
-                    connection.wait(self._bandwidth.pause_s(len(chunk)))
-                    connection.send(Kind.CHUNK, chunk)
+    def _send(self, connection: Connection, start: int, end: int, image: Image) -> None:
+        with (
+            self._unless_stalled("took nothing of a block"),
+            closing(self._chunks(start, end, image)) as chunks,
+        ):
+            for chunk in chunks:
+                connection.wait(self._bandwidth.pause_s(len(chunk)))
+                connection.send(Kind.CHUNK, chunk)
 
     def _send_ranges(self, connection: Connection, sealed: Sealed, spans: Spans) -> None:
         with (

@@ -7,6 +7,7 @@ since what it waits for can be broken off.
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -45,6 +46,14 @@ async def streamed(work: Callable[[], T], stop: Callable[[], None]) -> T:
         if not running.cancelled():
             running.exception()  # nobody is left who would want to know
         raise
+
+
+def result_of(work: concurrent.futures.Future[T]) -> T:
+    """What a call on the event loop gave. Raises PeerError: it was broken off."""
+    try:
+        return work.result()
+    except concurrent.futures.CancelledError as error:
+        raise PeerError("a stream of a block was broken off") from error
 
 
 class Bandwidth:

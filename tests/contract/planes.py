@@ -25,7 +25,7 @@ from snapshotd.rpc.channels import OPTIONS, Peer, listen
 from snapshotd.rpc.connection import Connection, Kind
 from snapshotd.rpc.convert import version_to
 from snapshotd.rpc.framing import BLOCKS_SERVICE, parse_reply
-from snapshotd.rpc.serving import Record, Serving, What
+from snapshotd.rpc.serving import Image, Record, SealedImage, Serving, What
 from snapshotd.rpc.socket_client import PlanesClient
 from snapshotd.rpc.socket_service import SocketsServer
 from snapshotd.rpc.streaming import Bandwidth, streamed
@@ -67,6 +67,7 @@ class Source:
 
     image_bytes: bytes
     record: Record
+    growing: Image | None = None  # what is followed, where that is not sealed
     pinned: int = 0
     sent_bytes: int = 0
     received_bytes: int = 0
@@ -87,6 +88,14 @@ class Source:
 
     def reading(self, job: str, version: Version, what: What) -> AbstractContextManager[Source]:
         return self._reading()
+
+    def following(self, job: str, version: Version, what: What) -> AbstractContextManager[Image]:
+        return self._following()
+
+    @contextmanager
+    def _following(self) -> Iterator[Image]:
+        with self._reading():
+            yield self.growing or SealedImage(self)
 
     def image(self, image_bytes: int) -> memoryview:
         return memoryview(self.image_bytes)[:image_bytes]

@@ -17,7 +17,9 @@ from snapshotd.coding.digest import grain_digests
 from snapshotd.core.bandwidth import BURST_S
 from snapshotd.core.trust import Misdeed
 from snapshotd.errors import DamagedBytes, Misbehaved, PeerError
-from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
+from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.block_reader import BlockReader
+from snapshotd.rpc.block_writer import BlockWriter
 from snapshotd.rpc.channels import Peer
 from snapshotd.rpc.streaming import Bandwidth, streamed
 from snapshotd.wire.protocol import TRANSFER_BYTES, grain_bytes
@@ -136,7 +138,7 @@ FLIPPED = pb.ReadReply(chunk=bytes([IMAGE[0] ^ 1]) + IMAGE[1:TRANSFER_BYTES])
 LIES = {
     "short": (script_of(RECORD, FIRST), PeerError, "ended a block early, at byte 1048576"),
     "nothing": (script_of(), PeerError, "ended a block early, at byte 0"),
-    "no record": (script_of(FIRST), Misdeed.WRONG_STREAM, "did not begin with the record"),
+    "no record": (script_of(FIRST), Misdeed.WRONG_STREAM, "sent no record"),
     "two records": (script_of(RECORD, RECORD), Misdeed.WRONG_STREAM, "sent 0 bytes at 0"),
     "an endless trickle": (
         script_of(RECORD, pb.ReadReply(chunk=b"x"), forever=True),

@@ -216,8 +216,13 @@ def test_a_trainer_that_breaks_every_rule_of_its_buffers(
     ):
         good = {"step": 1, "buffer": granted.buffer, "image_bytes": 9000}
         assert line.refused(written=tp.Written(**{**good, **wrong})).code == code
-        if "manifest_bytes" not in wrong:
-            assert line.refused(copied=tp.Copied(**{**good, **wrong})).code == code
+    for wrong, code in (
+        ({"buffer": "../../etc/passwd"}, "out-of-order"),
+        ({"step": 7}, "out-of-order"),
+        ({"block_bytes": 9001}, "malformed"),
+    ):
+        good = {"step": 1, "buffer": granted.buffer, "block_bytes": 9000}
+        assert line.refused(copied=tp.Copied(**{**good, **wrong})).code == code
     # Said twice in one breath: the second has nothing to speak of.
     written = tp.Written(step=1, buffer=granted.buffer, image_bytes=9000)
     first, twice = line.say(written=written), line.say(written=written)
@@ -246,7 +251,7 @@ def test_what_was_said_to_stand_is_what_is_sealed(lone: Node, attached: wires.Tr
             end = min(start + 1_000_000, len(image))
             segment.write(image[start:end])
             segment.flush()
-            attached.say(copied=tp.Copied(**said, image_bytes=end))
+            attached.say(copied=tp.Copied(**said, block_bytes=end))
     attached.ask(written=tp.Written(**said, image_bytes=len(image)))
 
     def held() -> list[bytes]:

@@ -18,8 +18,8 @@ def freeze(patch: pytest.MonkeyPatch) -> None:
     live = Target.put
     first: dict[tuple[Load, int], torch.Tensor] = {}
 
-    def frozen(target: Target, load: Load, check: Callable[[], None]) -> None:
-        live(target, load, check)
+    def frozen(target: Target, load: Load, *rest: object) -> None:
+        live(target, load, *rest)
         for offset, source in (*load.large, *(piece for batch in load.batches for piece in batch)):
             place = target.image[offset : offset + source.nbytes]
             place.copy_(first.setdefault((load, offset), place.clone()))

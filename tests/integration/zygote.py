@@ -38,9 +38,9 @@ class Zygote:
 
         Args:
             request: rank, world, run_dir, job, out; slot; `alike`, whether all ranks train the
-                same; `until` a step, or for ever; then
-                `close`, or linger; `watches` an arm file of its own; `arms` [step, file, text]
-                writes an arm file before it trains that step.
+                same; `early`, whether they tell of small images, too, what stands; `until` a
+                step, or for ever; then `close`, or linger; `watches` an arm file of its own;
+                `arms` [step, file, text] writes an arm file before it trains that step.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -128,12 +128,15 @@ class _Trainer:
         import torch
 
         from snapshotd.wire import points
+        from snapshotd_client import flight
         from tests.integration.ranks import Rank
 
         torch.set_num_threads(1)
         request = self._request
         if request.get("watches"):
             points.watch({points.ARM_VARIABLE: request["watches"]})
+        if request.get("early"):
+            flight._TELL_BYTES = 1
         alike = request.get("alike", False)
         rank = Rank(0 if alike else request["rank"], request["world"])
         rank.rank = request["rank"]

@@ -37,6 +37,7 @@ class Cluster:
         self.injected: Counter[str] = Counter()  # faults, by kind
         self.seen: Counter[str] = Counter()  # what came of them
         self.network = Network(self.clock, self.chance("network"), self.injected)
+        self.early = self.chance("early")  # how trainers' images come to stand
         self.oracle = Oracle(self)
         self.launcher = Launcher(self)
         self.quiet = False

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import xxhash
@@ -73,28 +73,65 @@ def _padded(image: bytes, extent: Extent, length: int) -> memoryview:
     return memoryview(image[extent.offset : extent.offset + extent.length].ljust(length, b"\0"))
 
 
-def encode(task: Encode, read: Reader) -> dict[ParityHolding, bytes]:
-    """Gather one stripe and compute the rows asked for."""
+def records(task: Encode, record: Callable[[Home, Key], DataHolding]) -> list[DataHolding]:
+    """What every member of the group has sealed: LostBytes where it is not what the task says."""
+    found = []
+    for member, image_bytes in zip(task.group.members, task.shard_bytes, strict=True):
+        held = record(member.home, (task.job, task.version, member.shard))
+        if held.image_bytes != image_bytes:
+            raise LostBytes("of another size")
+        found.append(held)
+    return found
+
+
+def encode(
+    task: Encode, sealed: Sequence[DataHolding], early: Mapping[int, bytes], read: Reader
+) -> dict[ParityHolding, bytes]:
+    """Gather one stripe and compute the rows asked for.
+
+    Args:
+        task: what is to be coded.
+        sealed: the records of the group's shards, in group order.
+        early: images that were read before they were sealed, by position in the group.
+        read: for all others.
+    """
     n, m = task.group.size, task.group.parity
-    sizes = tuple(d.image_bytes for d in task.members)
-    digests = tuple(d.content_digest for d in task.members)
     places = [ParityPlace(task.group.shards, m, task.stripe, row) for row in task.rows]
-    length = parity_bytes(places[0], sizes)
-    blocks = []
-    for source in stripe(n, m, task.stripe).sources:
-        held = task.members[source.position]
-        block = read(task.group.members[source.position].home, key_of(held))
-        if block.holding != held:
-            raise LostBytes  # other bytes of the shard than it was said to have
-        extent = block_extent(len(block.image), n - m, source.block)
-        blocks.append(_padded(block.image, extent, length))
-    rows = CODEC.encode(n - m, m, blocks, task.rows)
+    images = [b""] * n
+    for position in {s.position for s in stripe(n, m, task.stripe).sources}:
+        held = sealed[position]
+        image = early.get(position)
+        if image is None:
+            image = read(task.group.members[position].home, key_of(held)).image
+        if not as_recorded(image, held):
+            raise LostBytes("of other bytes")
+        images[position] = image
+    digests = tuple(held.content_digest for held in sealed)
+    length = parity_bytes(places[0], task.shard_bytes)
     return {
         ParityHolding(
-            task.job, task.version, place, length, digests, sizes, task.members[0].world
-        ): bytes(row)
-        for place, row in zip(places, rows, strict=True)
+            task.job, task.version, place, length, digests, task.shard_bytes, sealed[0].world
+        ): row_of(place, images)
+        for place in places
     }
+
+
+def as_recorded(image: bytes, record: DataHolding) -> bool:
+    """Whether what was read is what was sealed."""
+    return digest(image) == record.content_digest
+
+
+def row_of(place: ParityPlace, images: Sequence[bytes]) -> bytes:
+    """A row of parity of images in group order; those of the stripe's holders do not count."""
+    n, m = len(place.shards), place.parity
+    length = parity_bytes(place, [len(image) for image in images])
+    blocks = [
+        _padded(image, block_extent(len(image), n - m, source.block), length)
+        for source in stripe(n, m, place.stripe).sources
+        for image in [images[source.position]]
+    ]
+    (row,) = CODEC.encode(n - m, m, blocks, [place.row])
+    return bytes(row)
 
 
 def decode(plan: Decode, read: Reader) -> bytes:

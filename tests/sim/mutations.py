@@ -29,8 +29,18 @@ from snapshotd.core import (
 from snapshotd.core.instructions import Answer
 from snapshotd.core.pace import Pace
 from snapshotd.core.retention import Retention
-from snapshotd.metadata import Decision, DecisionId, Group, Home, JobFacts, SlotFacts, Version
+from snapshotd.metadata import (
+    DataHolding,
+    Decision,
+    DecisionId,
+    Group,
+    Home,
+    JobFacts,
+    SlotFacts,
+    Version,
+)
 
+from . import coding as sim_coding
 from . import memory
 from . import slot as sim_slot
 
@@ -75,15 +85,49 @@ def _protected_without_parity() -> list[Patch]:
 
 
 def _parity_of_other_bytes() -> list[Patch]:
-    """A stripe is coded from the newest data of each member, and nobody compares the digests."""
-    real = encoding.data_at
+    """What was read of an image before it was sealed is not held against its record."""
+    return [(memory, "as_recorded", lambda *_: True)]
 
-    def newest(slots: Slots, home: Home, job: str, shard: int, version: Version) -> Any:
-        held = slots[home].data if home in slots else ()
-        found = [d for d in held if (d.job, d.shard) == (job, shard) and d.version >= version]
-        return max(found, key=lambda d: d.version, default=real(slots, home, job, shard, version))
 
-    return [(encoding, "data_at", newest), (protection, "_same", lambda *_: True)]
+def _coded_before_all_have_sealed() -> list[Patch]:
+    """What was read is taken as it is: nobody waits for a record."""
+    real = sim_coding.Reading._record
+
+    def record(self: Any, home: Home, key: memory.Key) -> Any:
+        image = self._early.get(self._task.group.shards.index(key[2]))
+        if image is None:
+            return real(self, home, key)
+        return memory.data_holding(key[0], key[2], key[1], image, 0)
+
+    return [
+        (sim_coding.Reading, "_record", record),
+        (sim_coding.Buffer, "when_over", lambda _, tell: tell(True)),
+    ]
+
+
+def _what_is_still_written_counts_as_sealed() -> list[Patch]:
+    real = commit.newest_protected
+
+    def sealed(facts: SlotFacts) -> SlotFacts:
+        written = facts.unsealed
+        if written is None:
+            return facts
+        held = DataHolding(written.job, written.shard, written.version, written.image_bytes, b"")
+        return replace(facts, data=(*facts.data, held))
+
+    def newest_protected(job: str, groups: Sequence[Group], slots: Slots) -> Version | None:
+        return real(job, groups, {home: sealed(facts) for home, facts in slots.items()})
+
+    return [(commit, "newest_protected", newest_protected)]
+
+
+def _what_is_written_of_another_step_is_coded() -> list[Patch]:
+    def unsealed_at(slots: Slots, home: Home, job: str, shard: int, _: Version) -> Any:
+        written = slots[home].unsealed if home in slots else None
+        same = written is not None and (written.job, written.shard) == (job, shard)
+        return written if same else None
+
+    return [(encoding, "unsealed_at", unsealed_at)]
 
 
 def _commit_on_all_but_one() -> list[Patch]:
@@ -361,8 +405,16 @@ def _coded_once_only() -> list[Patch]:
     return [(Pace, "failed", failed)]
 
 
+def _who_waits_for_a_seal_is_told_nothing() -> list[Patch]:
+    """... and waits for ever."""
+    return [
+        (sim_coding.Buffer, "over", lambda *_, **__: None),
+        (sim_coding.Reading, "_fail", lambda *_: None),
+    ]
+
+
 def _coded_again_and_again() -> list[Patch]:
-    return [(encoding, "_stored", lambda *_: False)]
+    return [(encoding, "coded_from", lambda *_: False)]
 
 
 def _a_wake_in_the_past() -> list[Patch]:
@@ -499,34 +551,38 @@ def _never_protected_and_handed_on() -> list[Patch]:
 SEEDS = 60
 STARTS: dict[Callable[[], list[Patch]], int] = {
     _protected_without_parity: 0,
-    _parity_of_other_bytes: 1,
+    _parity_of_other_bytes: 3,
+    _coded_before_all_have_sealed: 3,
+    _what_is_still_written_counts_as_sealed: 19,
+    _what_is_written_of_another_step_is_coded: 3,
+    _who_waits_for_a_seal_is_told_nothing: 3,
     _commit_on_all_but_one: 0,
-    _commit_of_an_older_epoch: 41,
-    _the_smaller_watermark_wins: 94,
+    _commit_of_an_older_epoch: 52,
+    _the_smaller_watermark_wins: 112,
     _the_older_lineage_wins: 2,
     _the_older_decision_wins: 2,
     _free_when_a_newer_one_is_sealed: 0,
     _free_before_the_new_groups_protect: 6,
-    _free_while_a_decision_is_pending: 28,
-    _what_others_saved_is_taken_for_ones_own: 31090,
-    _what_others_saved_is_freed_before_these_have_saved: 30270,
+    _free_while_a_decision_is_pending: 174,
+    _what_others_saved_is_taken_for_ones_own: 31096,
+    _what_others_saved_is_freed_before_these_have_saved: 30449,
     _what_others_saved_is_committed_by_these: 17,
     _abort_what_a_member_sealed: 0,
     _a_restore_whose_trainers_are_gone_stays_pending: 256017,
     _nothing_is_freed: 2,
-    _released_before_all_have_staged: 2,
+    _released_before_all_have_staged: 3,
     _an_answer_for_another_incarnation: 2,
     _any_version_is_chosen: 3,
     _an_epoch_that_was_used: 2,
     _a_fresh_start_is_silent: 20,
     _answered_twice: 0,
     _older_facts_replace_newer: 0,
-    _a_dead_trainer_is_heard: 2,
-    _nothing_is_verified: 12,
-    _adopted_and_not_kept: 3,
-    _decoded_from_the_wrong_block: 2,
+    _a_dead_trainer_is_heard: 3,
+    _nothing_is_verified: 27,
+    _adopted_and_not_kept: 13,
+    _decoded_from_the_wrong_block: 42,
     _coded_again_and_again: 0,
-    _a_wake_in_the_past: 0,
+    _a_wake_in_the_past: 1,
     _a_claim_waits_for_ever: 0,
 }
 
@@ -538,7 +594,7 @@ DIRECTED: dict[Callable[[], list[Patch]], tuple[int, str]] = {
     _who_stood_in_frees_before_the_home_is_filled: (0, ALONE),
     _parity_is_never_taken_up_again: (0, SHORT),
     _no_generation_is_spared: (0, DAMAGED),
-    _a_restore_under_pressure_frees_the_restore_point: (60, SHORT),
+    _a_restore_under_pressure_frees_the_restore_point: (151, SHORT),
     _a_lost_shard_is_not_rebuilt: (0, ALONE),
     _coded_once_only: (0, ALONE),
     _the_dead_live_on: (0, ALONE),

@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from snapshotd.core.instructions import Encode
 from snapshotd.core.recovery import Missing, candidates, survey, world_of
 from snapshotd.core.restore import within_lineage
 from snapshotd.metadata import (
@@ -15,12 +16,13 @@ from snapshotd.metadata import (
     Home,
     JobFacts,
     NodeFacts,
+    ParityHolding,
     RefusalKind,
     TrainerFacts,
     Version,
 )
 
-from .memory import Block, Holding, Key, digest, key_of
+from .memory import Block, Holding, Key, digest, key_of, row_of
 from .promise import Promise, facts_of
 from .trainer import JOB, Trainer
 from .violation import Violation, must
@@ -42,6 +44,8 @@ class Oracle:
         self._cluster = cluster
         self._truth: dict[tuple[int, Version], bytes] = {}
         self._digests: dict[tuple[int, Version], bytes] = {}
+        self._sealed: set[tuple[int, Version]] = set()
+        self._stood: set[tuple[Home, Key, int]] = set()
         self._had: dict[Home, set[Key]] = defaultdict(set)
         self._answers: dict[tuple[str, ...], Decision] = {}
         self._lineages: dict[int, Decision] = {}
@@ -99,7 +103,24 @@ class Oracle:
 
     # -- told by the simulation: memories
 
-    def kept(self, home: Home, holding: Holding) -> None:
+    def stands(self, home: Home, key: Key, image_bytes: int) -> None:
+        """A trainer has said that part of an image of so many bytes may be read."""
+        self._stood.add((home, key, image_bytes))
+
+    def codes(self, task: Encode) -> None:
+        """Whoever codes a stripe has heard of each shard where it is, or is being written."""
+        for member, image_bytes in zip(task.group.members, task.shard_bytes, strict=True):
+            home, key = member.home, (task.job, task.version, member.shard)
+            had = key in self._had[home]
+            had = had and image_bytes == len(self._truth[member.shard, task.version])
+            text = f"{image_bytes} bytes of {key} at {home}"
+            must(had or (home, key, image_bytes) in self._stood, "what is coded was there", text)
+
+    def kept(self, home: Home, holding: Holding, image: bytes) -> None:
+        if isinstance(holding, ParityHolding):
+            self._check_row(home, holding, image)
+        else:
+            self._sealed.add((holding.shard, holding.version))
         self._had[home].add(key_of(holding))
         promise = self.promise
         if promise is not None and home in promise.lost:
@@ -296,6 +317,13 @@ class Oracle:
             wanted = [self._digests.get((s, held.version)) for s in held.place.shards]
             right = list(held.content_digests) == wanted
         must(right, "what counts was made of the sealed bytes", f"{key_of(held)} in {decision.id}")
+
+    def _check_row(self, home: Home, held: ParityHolding, row: bytes) -> None:
+        """A row that is stored is that of the sealed shards, all of them."""
+        law, text = "parity is of the sealed bytes", f"{key_of(held)} at {home}"
+        shards = [(shard, held.version) for shard in held.place.shards]
+        must(self._sealed.issuperset(shards), law, text)
+        must(row_of(held.place, [self._truth[shard] for shard in shards]) == row, law, text)
 
     # -- the laws
 

@@ -4,11 +4,12 @@ The real Board and Membership of one node, the coordinator, in virtual time; wha
 say is made up, at the times at which they would say it. What is assumed:
 
 - One rank a node, groups of GROUP nodes, one parity row, no faults. Ranks seal within SPREAD_S of
-  each other; a stripe is stored CODE_S after the last seal of its group; a message takes LATENCY_S
-  on the average, now and then five times as long.
-- A node tells those of its group that it has sealed, and every node that it has done its part: its
-  parity is stored. So a node hears as many messages as there are other nodes, and one more of each
-  in its group. (What is freed and counted comes with heartbeats: one a second of each node.)
+  each other, and others may read their images WRITE_S before; a stripe is stored CODE_S after the
+  last seal of its group; a message takes LATENCY_S on the average, now and then five times as long.
+- A node tells those of its group that its image may be read and that it has sealed it, and every
+  node that it has done its part: its parity is stored. So a node hears as many messages as there
+  are other nodes, and two more of each in its group. (What is freed and counted comes with
+  heartbeats: one a second of each node.)
 - What one costs is measured at some moments spread over the snapshot, in CPU time of this thread;
   the others take their place without conclusions. It is the core's cost alone, that of the next
   orders included: no conversion, no socket.
@@ -28,6 +29,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -45,6 +47,7 @@ from snapshotd.metadata import (
     ParityHolding,
     SlotFacts,
     TrainerFacts,
+    Unsealed,
     Version,
 )
 from snapshotd.rpc.telling import Tellings
@@ -52,7 +55,7 @@ from snapshotd.rpc.telling import Tellings
 from .clock import Clock, about
 
 GROUP, PARITY = 8, 1
-SPREAD_S, CODE_S, LATENCY_S = 0.05, 0.2, 0.015
+WRITE_S, SPREAD_S, CODE_S, LATENCY_S = 0.2, 0.05, 0.2, 0.015
 SAMPLES: Final = 16
 _JOB, _EPOCH, _BYTES, _ADDRESS = "job", 1, 1 << 20, "127.0.0.1:7070"
 #: Nobody is silent for as long as a snapshot takes.
@@ -97,8 +100,8 @@ class Job:
         self._facts = JobFacts(_JOB, nodes, _EPOCH, _EPOCH, committed, _EPOCH, self.decision)
         self._members = tuple((home.node, _ADDRESS) for home in self.homes.values())
 
-    def slot(self, shard: int, sealed: int, stored: int) -> SlotFacts:
-        """Of a node that has sealed and stored the last two steps up to these."""
+    def slot(self, shard: int, written: int, sealed: int, stored: int) -> SlotFacts:
+        """Of a node that has written, sealed and stored the last two steps up to these."""
         trainer = TrainerFacts(
             job=_JOB,
             run_id="run",
@@ -125,10 +128,13 @@ class Job:
             for place, keeper in parity_homes(group)
             if keeper == home
         )
-        return SlotFacts(0, _ADDRESS, trainer, data, parity)
+        image = Unsealed(_JOB, shard, Version(_EPOCH, written), _BYTES)
+        unsealed = image if written > sealed else None
+        return SlotFacts(0, _ADDRESS, trainer, data, parity, unsealed=unsealed)
 
-    def node(self, shard: int, sequence: int, sealed: int, stored: int) -> NodeFacts:
-        slots = (self.slot(shard, sealed, stored),)
+    def node(self, shard: int, written: int, sealed: int, stored: int) -> NodeFacts:
+        slots = (self.slot(shard, written, sealed, stored),)
+        sequence = 1 + written + sealed + stored
         name, jobs = self.homes[shard].node, (self._facts,)
         return NodeFacts(
             "sim", name, "1", sequence, _ADDRESS, members=self._members, slots=slots, jobs=jobs
@@ -136,7 +142,7 @@ class Job:
 
     def times(self, chance: random.Random) -> tuple[dict[int, float], dict[int, float]]:
         """When each node has sealed step 1, and when it has stored its parity of it."""
-        sealed = {shard: SPREAD_S * chance.random() for shard in self.homes}
+        sealed = {shard: WRITE_S + SPREAD_S * chance.random() for shard in self.homes}
         stored = {
             shard: max(sealed[s] for s in group.shards) + CODE_S
             for group in self.groups
@@ -170,9 +176,9 @@ def coordinator(job: Job) -> Board:
     policy = Policy(GROUP, PARITY, patience_s=60.0, max_interval=4, replace_s=60.0)
     board = Board(who, policy)
     for shard in list(job.homes)[1:]:
-        refusal = who.hear(job.node(shard, 1, 0, 0), 0.0)
+        refusal = who.hear(job.node(shard, 0, 0, 0), 0.0)
         assert refusal is None, refusal
-    board.slot_changed(job.slot(0, 0, 0), 0.0)
+    board.slot_changed(job.slot(0, 0, 0, 0), 0.0)
     assert _committed(board) == 0
     return board
 
@@ -192,7 +198,7 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
     costs: list[float] = []
     mine = set(job.groups[0].shards)
     assert 0 in mine
-    count = nodes - 1 + len(mine) - 1
+    count = nodes - 1 + 2 * (len(mine) - 1)
     looked_at = {count * (2 * i + 1) // (2 * samples) for i in range(samples)}
 
     def arrive(facts: NodeFacts) -> None:
@@ -207,27 +213,26 @@ def measure(nodes: int, samples: int = SAMPLES, seed: int = 0) -> Outcome:
             assert board.membership.hear(facts, now_s) is None
         arrivals.append(clock.now_s)
 
-    def say(shard: int, sequence: int, stored: int) -> None:
-        clock.after(about(chance, LATENCY_S), lambda: arrive(job.node(shard, sequence, 1, stored)))
+    def say(shard: int, sealed: int, stored: int) -> None:
+        facts = job.node(shard, 1, sealed, stored)
+        clock.after(about(chance, LATENCY_S), lambda: arrive(facts))
 
-    def of_my_own(stored: int) -> None:
-        board.slot_changed(job.slot(0, 1, stored), clock.now_s)
+    def of_my_own(sealed: int, stored: int) -> None:
+        board.slot_changed(job.slot(0, 1, sealed, stored), clock.now_s)
 
     for shard in job.homes:
-        if shard == 0:
-            clock.after(sealed_s[0], lambda: of_my_own(0))
-            clock.after(stored_s[0], lambda: of_my_own(1))
-            continue
+        tell = partial(say, shard) if shard else of_my_own
         if shard in mine:
-            clock.after(sealed_s[shard], lambda s=shard: say(s, 2, 0))  # type: ignore[misc]
-        clock.after(stored_s[shard], lambda s=shard: say(s, 3, 1))  # type: ignore[misc]
+            clock.after(sealed_s[shard] - WRITE_S, partial(tell, 0, 0))
+            clock.after(sealed_s[shard], partial(tell, 1, 0))
+        clock.after(stored_s[shard], partial(tell, 1, 1))
     clock.run_until(60.0)
     assert len(arrivals) == count
     board.conclude(clock.now_s)
     assert _committed(board) == 1, "not committed after all that there is to know"
     cost_s = statistics.median(costs)
     last_seal_s = max(sealed_s.values())
-    whole, other = _told(job.node(1, 2, 1, 0), job.node(1, 3, 1, 1))
+    whole, other = _told(job.node(1, 1, 1, 0), job.node(1, 1, 1, 1))
     return Outcome(
         nodes=nodes,
         messages=count,

@@ -25,6 +25,7 @@ class Setup:
         losses: nodes whose memory may be lost between two commits; above `parity` state may be.
         faults_s: how long faults strike.
         rare: a kind of fault that strikes once, at `rare_s`; empty in most runs.
+        early: part of the snapshots that take long to be written, and may be read meanwhile.
     """
 
     nodes: int
@@ -37,6 +38,7 @@ class Setup:
     faults_s: float = 2.0
     rare: str = ""
     rare_s: float = 0.0
+    early: float = 0.0
 
 
 def setup_of(seed: int, rare: str = "") -> Setup:
@@ -56,6 +58,7 @@ def setup_of(seed: int, rare: str = "") -> Setup:
         spares=chance.choice([0, 0, 0, 0, 1]),
         losses=chance.choice([parity, parity, parity, parity + 1]),
         faults_s=6.0 if chance.random() < 0.01 and not wide else chance.uniform(0.8, 1.5),
+        early=random.Random(f"early {seed}").choice([0.0, 0.0, 0.5, 1.0]),
     )
     (drawn,) = chance.choices(["", *RARE], [1 - sum(RARE.values()), *RARE.values()])
     rare = rare or drawn

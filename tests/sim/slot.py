@@ -30,6 +30,7 @@ from snapshotd.metadata import (
 
 from . import memory
 from .clock import about
+from .coding import Buffer, Reading
 from .memory import Block, Holding, Key, LostBytes, Memory, data_holding, key_of
 from .network import BLOCKS
 from .trainer import JOB
@@ -41,7 +42,6 @@ if TYPE_CHECKING:
     from .trainer import Trainer
 
 WORK_S = 0.03  # sealing, staging, coding
-STORE_TIMEOUT_S = 0.6
 ROOM_CHECK_S = 0.5
 NO_COUNTERS = SlotCounters()
 
@@ -53,6 +53,7 @@ class Slot:
         self.cluster, self.node = cluster, node
         self.home = Home(node.name, index)
         self.memory: Memory = {}
+        self.buffers: dict[Key, Buffer] = {}  # that trainers fill, or that are being sealed
         self.machine: SlotMachine | None = None
         self.trainer: Trainer | None = None
         self.life = 0
@@ -82,6 +83,8 @@ class Slot:
         """It dies; another is started by the supervisor, if there is one."""
         self.life += 1
         self.machine, self._told = None, None
+        for key in list(self.buffers):
+            self._over(key, sealed=False)
         self.node.slot_starts(self)
         if self.trainer is not None:
             self.trainer.daemon_lost()
@@ -101,6 +104,9 @@ class Slot:
             if isinstance(instruction, Free):
                 self._check_spare(instruction, held)
             self._carry_out(instruction)
+        for key, buffer in list(self.buffers.items()):
+            if not buffer.sealing and key[1] != machine.writing.filling:
+                self._over(key, sealed=False)  # torn, or its trainer is gone
         self._wake_later(machine)
         facts = machine.facts(str(self.home), NO_COUNTERS)
         if facts != self._told:
@@ -131,7 +137,7 @@ class Slot:
             case Stage():
                 self._work(lambda: self._stage(instruction))
             case Encode():
-                self._work(lambda: self._encode(instruction))
+                self._work(lambda: Reading(self, instruction))
             case Rebuild():
                 self._work(lambda: self._rebuild(instruction))
             case Free():
@@ -218,6 +224,7 @@ class Slot:
             if trainer is not None:
                 trainer.denied(grant.version.step)
             return
+        self.buffers[grant.job, grant.version, grant.shard] = Buffer()
         if trainer is not None:
             trainer.granted(grant.version)
 
@@ -229,14 +236,28 @@ class Slot:
             return None
         return trainer
 
+    def stands(self, key: Key, image: bytes, said_bytes: int) -> None:
+        """The trainer has written part of a buffer; from now on others may read it as it comes."""
+        buffer = self.buffers.get(key)
+        if self.machine is not None and buffer is not None:
+            buffer.standing = image
+            self.machine.stands(key[1], said_bytes)
+            self.cluster.oracle.stands(self.home, key, said_bytes)
+            self.happened()
+
+    def _over(self, key: Key, *, sealed: bool) -> None:
+        self.buffers.pop(key).over(sealed=sealed)
+
     def seal(self, image: bytes, job: str, shard: int, version: Version, world: int) -> None:
         """The trainer has written a buffer; checksums take a while."""
         holding = data_holding(job, shard, version, image, world)
+        self.buffers[key_of(holding)].sealing = True
 
         def done() -> None:
             assert self.machine is not None, "work dies with the SMP"
             self._keep(holding, image)
             self.machine.sealed(holding)
+            self._over(key_of(holding), sealed=True)
 
         self._work(done)
 
@@ -278,7 +299,7 @@ class Slot:
             machine.lose(old.holding)
         self.memory[key_of(holding)] = memory.sealed(holding, image)
         machine.keep(holding)
-        self.cluster.oracle.kept(self.home, holding)
+        self.cluster.oracle.kept(self.home, holding, image)
 
     def serve(self, key: Key) -> Block:
         """Verified bytes; a damaged block is never served, and gone from then on."""
@@ -309,7 +330,7 @@ class Slot:
 
     # -- work
 
-    def _read(self, home: Home, key: Key) -> Block:
+    def read(self, home: Home, key: Key) -> Block:
         slot = self.cluster.slot(home)
         if slot is None or not self.cluster.network.reaches(self.node.name, home.node, BLOCKS):
             raise LostBytes
@@ -362,25 +383,15 @@ class Slot:
             case Local(holding):
                 return self.serve(key_of(holding)).image, holding.world
             case Copy(home, holding):
-                block = self._read(home, key_of(holding))
+                block = self.read(home, key_of(holding))
                 if block.holding != holding:
                     raise LostBytes
                 return block.image, holding.world
             case Decode():
-                image = decode_verified(origin, self._read)
+                image = decode_verified(origin, self.read)
                 return image, world_of(slots, job, version)
             case Missing():
                 raise LostBytes
-
-    def _encode(self, task: Encode) -> None:
-        machine = self.machine
-        assert machine is not None, "work dies with the SMP"
-        try:
-            rows = memory.encode(task, self._read)
-        except LostBytes:
-            machine.encode_failed(task, self.cluster.clock.now_s)
-        else:
-            Handover(self, task, rows)
 
     def store(self, epoch: int, holding: ParityHolding, row: bytes) -> bool:
         """A peer hands a parity block over; whether it was taken."""
@@ -393,6 +404,13 @@ class Slot:
         self._keep(holding, row)
         self.cluster.oracle.stored(self.home, epoch, holding)
         self.happened()
+        return True
+
+    def store_own(self, holding: ParityHolding, row: bytes) -> bool:
+        """The coder's own row needs no leave."""
+        if not self._fits(len(row)):
+            return False
+        self._keep(holding, row)
         return True
 
     def _wanted(self, machine: SlotMachine, epoch: int, holding: ParityHolding) -> bool:
@@ -417,55 +435,3 @@ def decode_verified(plan: Decode, read: memory.Reader) -> bytes:
 
 def digest_differs(image: bytes, wanted: bytes) -> bool:
     return memory.digest(image) != wanted
-
-
-class Handover:
-    """The rows of one stripe on their way to their holders."""
-
-    def __init__(self, coder: Slot, task: Encode, rows: dict[ParityHolding, bytes]) -> None:
-        self._coder, self._task = coder, task
-        self._life = coder.life
-        self._left = set(task.rows)
-        self._ended = False
-        for holding, row in rows.items():
-            holder = task.group.members[(task.stripe + holding.place.row) % task.group.size].home
-            self._hand(holder, holding, row)
-        coder.cluster.clock.after(STORE_TIMEOUT_S, lambda: self._end(stored=False))
-
-    def _hand(self, home: Home, holding: ParityHolding, row: bytes) -> None:
-        coder, task = self._coder, self._task
-        cluster = coder.cluster
-
-        def arrive() -> None:
-            slot = coder if home == coder.home else cluster.slot(home)
-            if slot is None or (slot is coder and coder.life != self._life):
-                return
-            taken = slot.store(task.epoch, holding, row) if slot is not coder else self._own(
-                holding, row
-            )  # fmt: skip
-            if taken and cluster.network.passes(home.node, coder.node.name, BLOCKS):
-                self._left.discard(holding.place.row)
-                if not self._left:
-                    self._end(stored=True)
-            elif not taken:
-                self._end(stored=False)
-
-        cluster.network.send(coder.node.name, home.node, BLOCKS, arrive)
-
-    def _own(self, holding: ParityHolding, row: bytes) -> bool:
-        """The coder's own row needs no leave."""
-        if not self._coder._fits(len(row)):
-            return False
-        self._coder._keep(holding, row)
-        return True
-
-    def _end(self, *, stored: bool) -> None:
-        coder = self._coder
-        if self._ended or coder.life != self._life or coder.machine is None:
-            return
-        self._ended = True
-        if stored:
-            coder.machine.encoded(self._task)
-        else:
-            coder.machine.encode_failed(self._task, coder.cluster.clock.now_s)
-        coder.happened()

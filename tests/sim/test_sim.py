@@ -6,11 +6,13 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from .__main__ import main, run_range
+from .coding import ENDINGS
 from .faults import KINDS, Fault, draw
 from .run import case_of, run
 from .setup import RARE
@@ -21,12 +23,27 @@ SEEDS, CHUNK = 300, 50
 ROOT = Path(__file__).parents[2]
 
 
+@cache
+def totals_from(start: int) -> Totals:
+    return run_range(start, CHUNK)
+
+
 @pytest.mark.parametrize("start", range(0, SEEDS, CHUNK))
 def test_promises_hold_under_faults(start: int) -> None:
-    totals = run_range(start, CHUNK)
+    totals = totals_from(start)
     assert not totals.failures, totals.failures[0]["what"]
     assert totals.counts["commits"] > CHUNK
     assert totals.counts["shards restored"] > 0
+
+
+def test_what_is_still_written_is_coded_meanwhile_and_that_ends_in_every_way() -> None:
+    totals = Totals()
+    for start in range(0, SEEDS, CHUNK):
+        totals.merge(totals_from(start))
+    early = {ending: totals.seen[f"coded early: {ending}"] for ending in ENDINGS}
+    assert all(early.values()), early
+    assert early["stored"] > SEEDS / 2, early
+    assert sum(early.values()) <= totals.seen["coded early: begun"], "some die with their SMP"
 
 
 def test_every_kind_of_fault_is_drawn_and_strikes() -> None:

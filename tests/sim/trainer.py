@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 PATIENCE_S = 0.4
 STEP_S = 0.12
 WRITE_S = 0.02
+LONG_WRITE_S = 0.3  # while others may read what stands
+#: How rarely an image is sealed with another length, or other bytes, than others were told of.
+CHANGED = 0.03
 GATHERS = 8  # attempts, with pauses
 JOB = "job"
 
@@ -235,7 +238,20 @@ class Trainer:
             raise Violation("grants are asked for", f"{version}, claimed {self._claimed}")
         self._claimed = None
         life, delay_s = self.slot.life, about(self.slot.node.chance, WRITE_S)
+        chance = self.cluster.early
+        if chance.random() < self.cluster.setup.early:
+            self.cluster.clock.after(delay_s, lambda: self._stands(version, life))
+            delay_s += about(chance, LONG_WRITE_S)
         self.cluster.clock.after(delay_s, lambda: self._written(version, life))
+
+    def _stands(self, version: Version, life: int) -> None:
+        """Some of the image is written, the rest is on its way."""
+        chance, image = self.cluster.early, self.state
+        if chance.random() < CHANGED:
+            image = image[:-1] + bytes([image[-1] ^ 1])
+        said_bytes = len(image) + (1 if chance.random() < CHANGED else 0)
+        if not self.dead and life == self.slot.life:
+            self.slot.stands((JOB, version, self.shard), image, said_bytes)
 
     def _written(self, version: Version, life: int) -> None:
         machine = self.slot.machine

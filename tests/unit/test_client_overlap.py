@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import apply, buffers, forms, tree
+from snapshotd_client import apply, buffers, copying, flight, forms, tree
 from snapshotd_client.accord import Accord
 from snapshotd_client.handover import TORN_IN_A_ROW, Handover
 from snapshotd_client.identity import identify
@@ -33,9 +33,13 @@ class Desk:
         self.open = threading.Event()
         self.open.set()
         self.gone = False
+        self.block_bytes = 0
+        self.stood: list[bytes] = []  # the image, at each Copied
 
     def post(self, message: pb.ToDaemon) -> int:
         self.heard.append(message)
+        if message.WhichOneof("body") == "copied":
+            self.stood.append(self.path.read_bytes()[OFFSET:])
         return len(self.heard)
 
     def answer(self, number: int, timeout_s: float) -> pb.ToTrainer:
@@ -45,7 +49,9 @@ class Desk:
         if self.gone:
             raise DaemonGone("it closed the connection")
         return pb.ToTrainer(
-            granted=pb.Granted(path=str(self.path), image_offset=OFFSET, buffer="b")
+            granted=pb.Granted(
+                path=str(self.path), image_offset=OFFSET, buffer="b", block_bytes=self.block_bytes
+            )
         )
 
     def ask(self, message: pb.ToDaemon, timeout_s: float) -> pb.ToTrainer:
@@ -122,6 +128,56 @@ def job(desk: Desk):
 
 def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
+
+
+def told(desk: Desk) -> list[int]:
+    return [m.copied.block_bytes for m in desk.heard if m.WhichOneof("body") == "copied"]
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2, 3, 7])
+def test_what_the_daemon_is_told_stands_in_every_block(
+    job: Job, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flight, "_TELL_BYTES", 100 << 10)
+    monkeypatch.setattr(copying, "ROUND_BYTES", 100 << 10)
+    monkeypatch.setattr(copying, "TRANSFER_BYTES", 4 << 10)
+    whole = plan(job).image_bytes
+    block = job.desk.block_bytes = -(-whole // ((blocks or 1) * 8192)) * 8192 if blocks else 0
+    for _ in range(2):  # the order is made by the first
+        job.desk.heard.clear()
+        job.desk.stood.clear()
+        job.desk.path.write_bytes(b"\xff" * (OFFSET + CAPACITY))
+        job.begin()
+        assert not job.handover.collect().torn
+        assert equal(job.written(), job.bits())
+        (written,) = [m.written for m in job.desk.heard if m.WhichOneof("body") == "written"]
+        image = job.desk.path.read_bytes()[OFFSET:][: written.image_bytes]
+        assert image
+        marks = told(job.desk)
+        assert len(marks) >= 6
+        assert marks == sorted(marks)
+        assert marks[-1] <= min(block or whole, whole)
+        for mark, stood in zip(marks, job.desk.stood, strict=True):
+            for start in range(0, whole, block or whole):
+                end = min(start + mark, whole)
+                assert stood[start:end] == image[start:end]
+        job.train()
+
+
+def test_of_a_small_image_nothing_is_told(job: Job) -> None:
+    job.desk.block_bytes = 512 << 10
+    job.begin()
+    assert not job.handover.collect().torn
+    assert job.desk.said() == ["claim", "written"]
+    assert equal(job.written(), job.bits())
+
+
+def test_blocks_shorter_than_a_grain_are_not_filled(job: Job) -> None:
+    job.desk.block_bytes = 1
+    job.begin()
+    error = job.handover.collect().error
+    assert isinstance(error, DaemonGone)
+    assert "blocks of 1 bytes; a grain has 8192" in str(error)
 
 
 def test_the_next_update_waits_for_the_copy(job: Job) -> None:

@@ -19,6 +19,7 @@ from snapshotd.metadata import (
     SlotCounters,
     SlotFacts,
     TrainerFacts,
+    Unsealed,
     Version,
 )
 
@@ -61,13 +62,14 @@ def audience() -> Audience:
     "slot",
     [
         SLOT,
+        replace(SLOT, unsealed=Unsealed("job", 0, Version(1, 2), 100)),
         replace(SLOT, data=(data(1), data(2))),
         replace(SLOT, data=(data(1), data(2)), parity=(*parity(1), *parity(2)[1:])),
         replace(SLOT, counters=SlotCounters(bytes_sent=5)),
         replace(SLOT, trainer=replace(TRAINER, passed_step=7)),
         replace(SLOT, data=(data(1), replace(data(9), job="other"))),
     ],
-    ids=["nothing", "sealed", "some parity", "counters", "passed", "other job"],
+    ids=["nothing", "unsealed", "sealed", "some parity", "counters", "passed", "other job"],
 )
 def test_steps_on_the_way_concern_the_group(audience: Audience, slot: SlotFacts) -> None:
     assert audience.of(facts(slot), {"job": GROUPS}, {}, PEERS) == PARTNERS

@@ -189,7 +189,7 @@ def test_a_failed_stage_is_published_and_a_refusal_answered_at_once() -> None:
 def test_claims_are_granted_while_buffers_are_free_and_denied_in_time() -> None:
     mind = machine(generations=1)
     mind.claim(0, 9, 1.0)
-    assert mind.instructions(0.0) == [Grant(JOB, 0, Version(1, 0), 9, 1.0)]
+    assert mind.instructions(0.0) == [Grant(JOB, 0, Version(1, 0), 9, 1, 1.0)]
     assert passed_step(mind) == 0
     mind.sealed(data(0, 0))
     assert passed_step(mind) == 1
@@ -228,7 +228,7 @@ def test_a_step_that_is_being_sealed_is_not_passed_by_later_ones() -> None:
     mind.claim(2, 9, 9.0)
     assert mind.instructions(0.1) == [], "one buffer is filled at a time"
     mind.passed(0)  # the seal of step 0 fails: the claim of step 2 must still be answered
-    assert mind.instructions(0.2) == [Grant(JOB, 0, Version(1, 2), 9, 9.0)]
+    assert mind.instructions(0.2) == [Grant(JOB, 0, Version(1, 2), 9, 1, 9.0)]
 
 
 def test_a_seal_that_outlives_its_trainer_leaves_the_next_one_alone() -> None:
@@ -252,7 +252,7 @@ def test_what_is_superseded_is_freed_once_when_its_buffer_is_wanted() -> None:
     freed, granted = (i for i in mind.instructions(0.0) if isinstance(i, Free | Grant))
     assert isinstance(freed, Free)
     assert freed.holding == data(0, 0)
-    assert granted == Grant(JOB, 0, Version(1, 2), 9, 1.0)
+    assert granted == Grant(JOB, 0, Version(1, 2), 9, 1, 1.0)
     assert not [i for i in mind.instructions(0.0) if isinstance(i, Free)]
 
 

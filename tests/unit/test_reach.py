@@ -98,7 +98,7 @@ def test_a_shard_that_is_not_rebuilt_yet_is_told_once_for_each_reason(
     caplog.set_level(logging.INFO, "snapshotd.flow.smp")
     here, other = Home("a", 0), Home("a", 1)
     smp = Smp(
-        SlotMachine(here, 2), cast("Any", SimpleNamespace()), *[cast("Any", None)] * 4, Conduct()
+        SlotMachine(here, 2), cast("Any", SimpleNamespace()), *[cast("Any", None)] * 5, Conduct()
     )
     task = Rebuild("job", 1, Version(1, 5))
     for facts, reason in [

@@ -47,7 +47,7 @@ def test_it_ends_when_told_to_at_the_moment_it_is_woken(
         nobody: Any = None
         link: Any = _Link()
         vault = Vault(arena, machine, "test", 2)
-        smp = Smp(machine, vault, nobody, link, tmp_path / "lock", nobody, Conduct())
+        smp = Smp(machine, vault, nobody, nobody, link, tmp_path / "lock", nobody, Conduct())
         running = asyncio.create_task(smp.run())
         for _ in range(5):
             await asyncio.sleep(0)
@@ -77,7 +77,7 @@ def test_a_trainer_that_goes_as_its_restore_begins_takes_nothing_with_it(shm_pat
         nobody: Any = None
         link: Any = _Link()
         vault = Vault(arena, machine, "test", 2)
-        smp = Smp(machine, vault, nobody, link, shm_path / "lock", nobody, Conduct())
+        smp = Smp(machine, vault, nobody, nobody, link, shm_path / "lock", nobody, Conduct())
         machine.attach(trainer)
         machine.ask_restore(allow_fresh=False)
         job = JobFacts("job", 1, 2, 1, Version(1, 5), 1, pending=decision)

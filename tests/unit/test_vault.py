@@ -13,9 +13,9 @@ import pytest
 from snapshotd.coding.codec import ZfecCodec
 from snapshotd.core.instructions import Encode
 from snapshotd.core.slot import SlotMachine
+from snapshotd.flow.coder import Coder
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.holdings import describe
-from snapshotd.flow.transfer import Transfers
 from snapshotd.flow.vault import Vault
 from snapshotd.memory import segment as segments
 from snapshotd.memory.arena import Arena
@@ -92,7 +92,7 @@ class Peer:
         self._records = records
         self._on_stored = on_stored
 
-    def read(self, address: str, job: str, version: Version, shard: int, *extent: int) -> Peer:
+    def follow(self, address: str, job: str, version: Version, shard: int, *extent: int) -> Peer:
         return Peer({0: self._records[shard]}, self._on_stored)
 
     async def record(self, *of: object) -> seg.SealRecord:
@@ -139,12 +139,17 @@ def encode_of(
     group: Group, records: dict[int, seg.SealRecord]
 ) -> tuple[Encode, dict[Home, SlotFacts]]:
     """Coding of the group's first stripe, and the peers that it takes."""
-    members = tuple(
-        DataHolding("job", i, VERSION, IMAGE_BYTES, record.content_digest)
-        for i, record in records.items()
-    )
-    task = Encode("job", 1, VERSION, group, 0, tuple(range(group.parity)), members)
-    return task, {member.home: SlotFacts(0, "peer:1") for member in group.members}
+    sizes = (IMAGE_BYTES,) * len(records)
+    task = Encode("job", 1, VERSION, group, 0, tuple(range(group.parity)), sizes)
+    peers = {
+        member.home: SlotFacts(
+            0,
+            "peer:1",
+            data=(DataHolding("job", i, VERSION, IMAGE_BYTES, records[i].content_digest),),
+        )
+        for i, member in enumerate(group.members)
+    }
+    return task, peers
 
 
 def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
@@ -167,7 +172,8 @@ def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
 
         task, peers = encode_of(group, records)
         peer = Peer(records, supersede)
-        await Transfers(Home("n0", 0), vault, peer, ZfecCodec(), Conduct()).encode(task, peers)
+        coder = Coder(Home("n0", 0), vault, peer, ZfecCodec(), Conduct())
+        await coder.encode(task, lambda: peers)
         assert [s.state for s in reused] == [State.WRITING]
 
     with opened(shm_path) as vault:
@@ -219,8 +225,8 @@ def test_a_coder_that_is_cancelled_leaves_nobody_writing_into_its_segment(shm_pa
         records = await three_shards(vault)
         task, peers = encode_of(group, records)
         nobody = Peer(records, lambda: asyncio.sleep(0))
-        transfers = Transfers(Home("n0", 0), vault, nobody, Slow(), Conduct())
-        await cancelled_in(begun, may_end, transfers.encode(task, peers))
+        coder = Coder(Home("n0", 0), vault, nobody, Slow(), Conduct())
+        await cancelled_in(begun, may_end, coder.encode(task, lambda: peers))
         place = ParityPlace(group.shards, 1, 0, 0)
         own = await vault.begin_parity("job", VERSION, place, [IMAGE_BYTES] * 3)
         assert own.state is State.WRITING

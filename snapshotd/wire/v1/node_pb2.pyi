@@ -131,6 +131,18 @@ class DataHolding(_message.Message):
     world: int
     def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., image_bytes: _Optional[int] = ..., content_digest: _Optional[bytes] = ..., world: _Optional[int] = ...) -> None: ...
 
+class Unsealed(_message.Message):
+    __slots__ = ("job", "shard", "version", "image_bytes")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    SHARD_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    job: str
+    shard: int
+    version: _segment_pb2.Version
+    image_bytes: int
+    def __init__(self, job: _Optional[str] = ..., shard: _Optional[int] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+
 class ParityHolding(_message.Message):
     __slots__ = ("job", "version", "place", "image_bytes", "content_digests", "shard_bytes", "world")
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -188,7 +200,7 @@ class TrainerFacts(_message.Message):
     def __init__(self, job: _Optional[str] = ..., run_id: _Optional[str] = ..., restart_count: _Optional[int] = ..., incarnation: _Optional[str] = ..., shard: _Optional[int] = ..., world: _Optional[int] = ..., waiting: bool = ..., allow_fresh: bool = ..., decision: _Optional[_Union[DecisionId, _Mapping]] = ..., staged: bool = ..., failure: _Optional[str] = ..., passed_step: _Optional[int] = ..., skipped: _Optional[int] = ..., present: bool = ..., launch: _Optional[str] = ..., reshard: bool = ..., damaged: bool = ...) -> None: ...
 
 class SlotFacts(_message.Message):
-    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "plane", "vows", "persist")
+    __slots__ = ("slot", "address", "trainer", "data", "parity", "counters", "short", "accused", "plane", "vows", "persist", "unsealed")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     ADDRESS_FIELD_NUMBER: _ClassVar[int]
     TRAINER_FIELD_NUMBER: _ClassVar[int]
@@ -200,6 +212,7 @@ class SlotFacts(_message.Message):
     PLANE_FIELD_NUMBER: _ClassVar[int]
     VOWS_FIELD_NUMBER: _ClassVar[int]
     PERSIST_FIELD_NUMBER: _ClassVar[int]
+    UNSEALED_FIELD_NUMBER: _ClassVar[int]
     slot: int
     address: str
     trainer: TrainerFacts
@@ -211,7 +224,8 @@ class SlotFacts(_message.Message):
     plane: str
     vows: _containers.RepeatedCompositeFieldContainer[Vow]
     persist: _containers.RepeatedCompositeFieldContainer[PersistFacts]
-    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., plane: _Optional[str] = ..., vows: _Optional[_Iterable[_Union[Vow, _Mapping]]] = ..., persist: _Optional[_Iterable[_Union[PersistFacts, _Mapping]]] = ...) -> None: ...
+    unsealed: Unsealed
+    def __init__(self, slot: _Optional[int] = ..., address: _Optional[str] = ..., trainer: _Optional[_Union[TrainerFacts, _Mapping]] = ..., data: _Optional[_Iterable[_Union[DataHolding, _Mapping]]] = ..., parity: _Optional[_Iterable[_Union[ParityHolding, _Mapping]]] = ..., counters: _Optional[_Union[SlotCounters, _Mapping]] = ..., short: _Optional[_Iterable[str]] = ..., accused: _Optional[_Iterable[_Union[Accusation, _Mapping]]] = ..., plane: _Optional[str] = ..., vows: _Optional[_Iterable[_Union[Vow, _Mapping]]] = ..., persist: _Optional[_Iterable[_Union[PersistFacts, _Mapping]]] = ..., unsealed: _Optional[_Union[Unsealed, _Mapping]] = ...) -> None: ...
 
 class Vow(_message.Message):
     __slots__ = ("job", "since", "staged")
@@ -548,7 +562,7 @@ class DropReply(_message.Message):
     def __init__(self, freed_bytes: _Optional[int] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
-    __slots__ = ("protocol", "cluster_id", "job", "version", "shard", "place", "offset", "bytes")
+    __slots__ = ("protocol", "cluster_id", "job", "version", "shard", "place", "offset", "bytes", "unsealed")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -557,6 +571,7 @@ class ReadRequest(_message.Message):
     PLACE_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
+    UNSEALED_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     cluster_id: str
     job: str
@@ -565,7 +580,8 @@ class ReadRequest(_message.Message):
     place: _segment_pb2.ParityPlace
     offset: int
     bytes: int
-    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., shard: _Optional[int] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
+    unsealed: bool
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., shard: _Optional[int] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ..., unsealed: bool = ...) -> None: ...
 
 class ReadReply(_message.Message):
     __slots__ = ("seal", "parity", "chunk")

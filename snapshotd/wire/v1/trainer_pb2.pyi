@@ -243,16 +243,18 @@ class Claim(_message.Message):
     def __init__(self, step: _Optional[int] = ..., image_bytes: _Optional[int] = ..., patience_s: _Optional[float] = ...) -> None: ...
 
 class Granted(_message.Message):
-    __slots__ = ("path", "image_offset", "image_capacity", "buffer")
+    __slots__ = ("path", "image_offset", "image_capacity", "buffer", "block_bytes")
     PATH_FIELD_NUMBER: _ClassVar[int]
     IMAGE_OFFSET_FIELD_NUMBER: _ClassVar[int]
     IMAGE_CAPACITY_FIELD_NUMBER: _ClassVar[int]
     BUFFER_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     path: str
     image_offset: int
     image_capacity: int
     buffer: str
-    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_capacity: _Optional[int] = ..., buffer: _Optional[str] = ...) -> None: ...
+    block_bytes: int
+    def __init__(self, path: _Optional[str] = ..., image_offset: _Optional[int] = ..., image_capacity: _Optional[int] = ..., buffer: _Optional[str] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class Skip(_message.Message):
     __slots__ = ("reason",)
@@ -261,14 +263,14 @@ class Skip(_message.Message):
     def __init__(self, reason: _Optional[str] = ...) -> None: ...
 
 class Copied(_message.Message):
-    __slots__ = ("step", "buffer", "image_bytes")
+    __slots__ = ("step", "buffer", "block_bytes")
     STEP_FIELD_NUMBER: _ClassVar[int]
     BUFFER_FIELD_NUMBER: _ClassVar[int]
-    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    BLOCK_BYTES_FIELD_NUMBER: _ClassVar[int]
     step: int
     buffer: str
-    image_bytes: int
-    def __init__(self, step: _Optional[int] = ..., buffer: _Optional[str] = ..., image_bytes: _Optional[int] = ...) -> None: ...
+    block_bytes: int
+    def __init__(self, step: _Optional[int] = ..., buffer: _Optional[str] = ..., block_bytes: _Optional[int] = ...) -> None: ...
 
 class Written(_message.Message):
     __slots__ = ("step", "buffer", "image_bytes", "manifest_bytes", "trained")

@@ -79,7 +79,8 @@ async def _converse(memory: Memory, parts: Parts) -> None:
     transfers: Any = _Transfers()
     rooms: Any = _Rooms()
     lock = memory.shm / "trainer.lock"
-    smp = Smp(memory.machine, memory.vault, transfers, link, lock, rooms, memory.conduct)
+    tools = transfers, transfers, link, lock, rooms, memory.conduct
+    smp = Smp(memory.machine, memory.vault, *tools)
     socket: Any = _Socket()
     nobody: Any = _Nobody()
     gatherer = Gatherer(
@@ -130,12 +131,12 @@ async def _event(smp: Smp, part: bytes) -> None:
     elif part[:1] == b"G":  # the good supervisor
         smp.machine.orders = orders()
         smp.wake()
-    elif part[:1] == b"W" and smp.filling is not None:
+    elif part[:1] == b"W" and smp.buffer.filling is not None:
         # An honest trainer writes what it was granted.
         written = tp.Written(
-            step=smp.filling.step,
-            buffer=smp.filling.segment.name,
-            image_bytes=smp.filling.image_bytes,
+            step=smp.buffer.filling.version.step,
+            buffer=smp.buffer.filling.segment.name,
+            image_bytes=smp.buffer.filling.image_bytes,
         )
         await _answer(b"1", [_said(written=written)], desk.handle)
     elif part[:1] == b"F":

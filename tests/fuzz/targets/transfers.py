@@ -16,12 +16,16 @@ from snapshotd.core.protection import parity_homes
 from snapshotd.core.recovery import Copy, Decode, Local, Missing, find_shard
 from snapshotd.core.stripes import block_extent, parity_bytes, stripe
 from snapshotd.errors import SnapshotdError
+from snapshotd.flow.coder import Coder
 from snapshotd.flow.transfer import Transfers
 from snapshotd.metadata import DataHolding, Home, ParityHolding, ParityPlace, SlotFacts
-from snapshotd.rpc.block_client import BlockReader, BlocksClient, BlockWriter
+from snapshotd.rpc.block_client import BlocksClient
+from snapshotd.rpc.block_reader import BlockReader
+from snapshotd.rpc.block_writer import BlockWriter
 from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.convert import place_to
 from snapshotd.rpc.framing import parse_reply
+from snapshotd.rpc.serving import What
 from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.wire.protocol import grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -111,12 +115,17 @@ class _Client(BlocksClient):
         self._lie, self._replies, self._calls = lie, replies, 0
         super().__init__(Channels(None), "test", HERE, 5.0, lambda _: None, lambda _: None)
 
-    def read(self, peer: Peer, *arguments: Any, **facts: Any) -> BlockReader:
-        job, _, what, offset, count = arguments[:5]
-        answer: Any = _Reply(self._answers(_truth(what, offset, count)))
+    def _reader(
+        self, peer: Peer, request: pb.ReadRequest, what: What, image_bytes: int = 0
+    ) -> BlockReader:
+        truth = _truth(what, request.offset, request.bytes)
+        if request.unsealed:
+            truth = [*truth[1:], truth[0]]
+        answer: Any = _Reply(self._answers(truth))
         self._calls += 1
-        request = pb.ReadRequest(job=job, offset=offset, bytes=count)
-        return BlockReader(answer, peer, self._channels, request, what, 5.0, lambda _: None)
+        return BlockReader(
+            answer, peer, self._channels, request, what, image_bytes, 5.0, lambda _: None
+        )
 
     def _answers(self, truth: list[pb.ReadReply]) -> list[bytes]:
         if self._calls != self._lie:
@@ -156,11 +165,12 @@ async def _work(memory: Memory, how: str, lie: int, replies: list[bytes]) -> Non
     await memory.vault.adopt()
     peers = _facts()
     memory.machine.orders = orders(peers)
-    transfers = Transfers(HERE, memory.vault, _Client(lie, replies), CODEC, memory.conduct)
+    tools = HERE, memory.vault, _Client(lie, replies), CODEC, memory.conduct
+    transfers = Transfers(*tools)
     try:
         if how == "encode":
             await memory.seal(0, IMAGES[0])
-            await transfers.encode(_encode(memory, peers), peers)
+            await Coder(*tools).encode(_encode(), lambda: peers)
         else:
             shard = 1 if how == "copy" else 0
             match find_shard(peers, "job", shard, VERSION, HERE):
@@ -180,10 +190,8 @@ async def _work(memory: Memory, how: str, lie: int, replies: list[bytes]) -> Non
     memory.arena.close()
 
 
-def _encode(memory: Memory, peers: dict[Home, SlotFacts]) -> Encode:
-    mine = memory.machine.facts("127.0.0.0:9", memory.vault.counters()).data[0]
-    theirs = [peers[home].data[0] for home in PEERS]
-    return Encode("job", 5, VERSION, GROUP, 0, (0,), (mine, *theirs))
+def _encode() -> Encode:
+    return Encode("job", 5, VERSION, GROUP, 0, (0,), tuple(SIZES))
 
 
 def transfers(parts: Parts) -> None:

@@ -53,6 +53,11 @@ class Case:
         return self.path in {"regroup", "regroup_grpc", "regroup_stored"}
 
     @property
+    def early(self) -> bool:
+        """Whether trainers say of each image, however small, that it stands before it is whole."""
+        return self.path == "early"
+
+    @property
     def name(self) -> str:
         """Unique among all cases, and fit to be a job's."""
         then = "-goes-on" if self.goes_on else ""
@@ -77,6 +82,7 @@ _TRAINER: list[tuple[str, str]] = [
         "restore.mapped restore.checked restore.piece restore.piece:3 restore.compared "
         "restore.finished",
     ),
+    ("early", "copied.sent image.copied written.sent"),
     ("replace", "restore.answered restore.mapped restore.piece:2"),
     ("away", "claim.skipped"),
     ("regroup", "manifests.answered fill.answered fill.answered:2"),
@@ -100,6 +106,12 @@ _SMP: list[tuple[str, str]] = [
         "seal.recorded:2 seal.headed:2 encode.kept encode.acknowledged store.opened "
         "store.written store.sealed store.replaced store.finished read.begun read.sent "
         "free.forgotten free.headed free.forgotten:2 free.headed:3 trim.begun",
+    ),
+    (
+        "early",
+        "copied.heard read.begun read.sent encode.begun encode.gathered encode.coded "
+        "encode.forwarded encode.recorded encode.kept store.opened store.written written.heard "
+        "seal.digested seal.headed seal.entered",
     ),
     ("forget", "trainer.forgotten"),
     (
@@ -189,6 +201,7 @@ _BOTH = [
         "begin.headed written.heard seal.recorded seal.headed seal.entered encode.coded "
         "encode.kept encode.acknowledged store.sealed store.replaced free.forgotten free.headed",
     ),
+    ("early", "copied.heard read.sent encode.coded seal.headed"),
     ("first", "allocate.filled"),
     ("restart", "stage.done answer.begun"),
     ("replace", "decode.block fetch.entered"),
@@ -202,7 +215,8 @@ _GOES_ON = [
         "step",
         "grant.sent seal.digested seal.headed encode.coded encode.acknowledged store.sealed "
         "free.headed",
-    )
+    ),
+    ("early", "copied.heard read.sent encode.coded"),
 ]
 
 #: The way back is under way while the daemon dies: the trainers that wait must get their answer.
@@ -223,8 +237,8 @@ def _cases() -> Iterator[Case]:
         ("trainer", _TRAINER, Action.KILL, frozenset[str]()),
         ("smp", _SMP, Action.KILL, _WAITED_FOR),
         ("supervisor", _SUPERVISOR, Action.KILL, _WAITED_FOR | {"step"}),
-        ("smp", _BOTH, Action.BOTH, _WAITED_FOR | {"step"}),
-        ("smp", _GOES_ON, Action.KILL, frozenset({"step"})),
+        ("smp", _BOTH, Action.BOTH, _WAITED_FOR | {"step", "early"}),
+        ("smp", _GOES_ON, Action.KILL, frozenset({"step", "early"})),
         ("tier", _TIER, Action.KILL, _WAITED_FOR),
         ("tier", _TIER_BOTH, Action.BOTH, _WAITED_FOR),
     ]

@@ -46,6 +46,11 @@ def step(world: World, case: Case) -> Life:
     return _struck_in(world, case, life)
 
 
+def early(world: World, case: Case) -> Life:
+    """A step that is read, and coded, while the trainers still write it."""
+    return step(world, case)
+
+
 def restart(world: World, case: Case) -> Life:
     """All trainers start again."""
     world.committed(case)
@@ -222,7 +227,7 @@ def _flip(node: Node, job: str) -> None:
 PATHS: Mapping[str, Callable[[World, Case], Life | None]] = {
     path.__name__: path
     for path in (
-        first, step, restart, forget, adopt, replace, survive, moved, damaged, rebuild, away,
+        first, step, early, restart, forget, adopt, replace, survive, moved, damaged, rebuild, away,
         close, drop, stop, orphan, regroup, regroup_grpc, written, stored, regroup_stored,
     )
 }  # fmt: skip

@@ -188,6 +188,7 @@ class World:
                     rank=rank,
                     world=len(homes),
                     alike=case.alike,
+                    early=case.early,
                     run_dir=str(self.nodes[homes[rank]].run_dir),
                     job=case.name,
                     out=str(outs[rank]),
