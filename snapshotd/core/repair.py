@@ -6,14 +6,16 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from typing import Final
 
+from snapshotd.core.holdings import Holding
 from snapshotd.core.instructions import Rebuild
 from snapshotd.core.protection import Slots, data_at, demanded, was_coded
 from snapshotd.core.recovery import Missing, find_shard
-from snapshotd.metadata import Home, JobFacts, Orders, Version
+from snapshotd.metadata import DataHolding, Home, JobFacts, Member, Orders, Version
 
 #: Attempts, with pauses that grow to seconds, until facts that are on their way have come.
 HOPELESS_TRIES: Final = 6
 HOPELESS: Final = "its shard of it is lost, and cannot be put together any more"
+UNCODED: Final = "its shard of it was lost before its parity was here"
 
 
 def shards_to_rebuild(
@@ -59,10 +61,29 @@ def lost_after_coding(job: JobFacts, home: Home, slots: Slots) -> Iterator[Rebui
 
 
 class Hopeless:
-    """Versions that this slot has given up, because its shard of them cannot be had any more."""
+    """Versions that this slot has given up, because its shard of them cannot be had any more.
+
+    Or because it was lost before all its parity was here. Then the slot has said, for a moment at
+    least, that it passed the step without the shard; others may have freed theirs for that, so
+    parity that comes later must not make the version count after all.
+    """
 
     def __init__(self) -> None:
         self._failures: Counter[Rebuild] = Counter()
+        self._uncoded: set[tuple[str, Version]] = set()
+
+    def lost(self, holding: Holding, job: JobFacts | None, home: Home, slots: Slots) -> None:
+        """What `home` held is gone."""
+        if isinstance(holding, DataHolding) and job is not None:
+            wanted = Member(holding.shard, home)
+            for group in (g for g in demanded(job) if wanted in g.members):
+                if not was_coded(group, wanted, job.job, holding.version, slots):
+                    self._uncoded.add((job.job, holding.version))
+
+    def kept(self, holding: Holding) -> None:
+        """It is here, or here again: a restore has brought it."""
+        if isinstance(holding, DataHolding):
+            self._uncoded.discard((holding.job, holding.version))
 
     def failed(self, task: Rebuild, job: JobFacts | None, slots: Slots) -> None:
         """A shard was not rebuilt; it counts when everybody is there and nobody has it."""
@@ -74,6 +95,9 @@ class Hopeless:
 
     def given_up(self, job: JobFacts, version: Version) -> str:
         """Why the slot takes back that it had sealed `version`; never of the restore point."""
+        open_still = job.committed is None or version > job.committed
+        if open_still and not job.restoring and (job.job, version) in self._uncoded:
+            return UNCODED
         lost = version != job.committed and any(
             count >= HOPELESS_TRIES and (task.job, task.version) == (job.job, version)
             for task, count in self._failures.items()
@@ -82,5 +106,6 @@ class Hopeless:
 
     def forget(self, job: str, version: Version) -> None:
         """Nobody needs the version any more."""
+        self._uncoded.discard((job, version))
         for task in [t for t in self._failures if (t.job, t.version) == (job, version)]:
             del self._failures[task]

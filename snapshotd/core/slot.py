@@ -159,8 +159,7 @@ class SlotMachine:
 
     def stands(self, version: Version, image_bytes: int) -> None:
         """The trainer has written part of its buffer, which others may read from now on."""
-        if self.writing.filling == version:
-            self.writing.readable_bytes = image_bytes
+        self.writing.stands(version, image_bytes)
 
     def sealed(self, holding: DataHolding) -> None:
         """A generation is complete and checksummed."""
@@ -173,10 +172,12 @@ class SlotMachine:
     def keep(self, holding: Holding) -> None:
         """Verified bytes are here: adopted, sealed, staged or stored."""
         self._holdings.keep(holding)
+        self._hopeless.kept(holding)
 
     def lose(self, holding: Holding) -> None:
         """The bytes did not verify, and are gone."""
         self._holdings.lose(holding)
+        self._hopeless.lost(holding, self.orders.job(holding.job), self.home, self._slots())
 
     def no_room(self, job: str, image_bytes: int) -> None:
         """Something that this slot is to keep did not fit: do with less until `room`.
@@ -338,9 +339,8 @@ class SlotMachine:
             assert job is not None, "out_of_epoch said so"
             version = Version(job.lineage, claim.step)
             self.writing.grant(version)
-            size, until_s = claim.image_bytes, claim.until_s
-            cut = blocks_of(demanded(job), self.home)
-            return [Grant(trainer.job, trainer.shard, version, size, cut, until_s)]
+            size, cut = claim.image_bytes, blocks_of(demanded(job), self.home)
+            return [Grant(trainer.job, trainer.shard, version, size, cut, claim.until_s)]
         reason = reason or stalled(trainer, job, self.home, self._slots())
         if not reason and now_s >= claim.until_s:
             missing = self.why_not_protected(job) if job else []

@@ -78,6 +78,11 @@ class Writing:
         self.filling = version
         self.readable_bytes = 0
 
+    def stands(self, version: Version, image_bytes: int) -> None:
+        """Part of an image is written; nothing changes where it is not the one that is filled."""
+        if self.filling == version:
+            self.readable_bytes = image_bytes
+
     def give_up(self, step: int) -> None:
         """It goes on without a snapshot of `step`."""
         if self.claim is not None and self.claim.step == step:

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from snapshotd.core.instructions import Free, Rebuild
 from snapshotd.core.protection import Slots, aborted, parity_homes
-from snapshotd.core.repair import HOPELESS_TRIES
+from snapshotd.core.repair import HOPELESS_TRIES, UNCODED
 from snapshotd.core.slot import SlotMachine
 from snapshotd.metadata import (
     DataHolding,
@@ -18,6 +18,7 @@ from snapshotd.metadata import (
     Member,
     Orders,
     ParityHolding,
+    SlotCounters,
     SlotFacts,
     TrainerFacts,
     Version,
@@ -105,3 +106,37 @@ def test_the_restore_point_is_never_given_up() -> None:
         (task,) = rebuilds(mind, now := 10.0 * attempt)
         mind.rebuild_failed(task, now)
     assert not [i for i in mind.instructions(999.0) if isinstance(i, Free)]
+
+
+def parity_arrives_after_the_loss(job: JobFacts) -> tuple[SlotMachine, list[Free]]:
+    """Its shard is damaged before its own row is stored; then the row comes all the same."""
+    slots = sealed_and_coded()
+    (row,) = slots[HOMES[0]].parity
+    slots[HOMES[0]] = replace(slots[HOMES[0]], parity=())
+    mind = machine(HOMES[0], slots)
+    mind.orders = Orders((job,), slots)
+    mind.lose(data(0))
+    told = {**slots, HOMES[0]: mind.facts("up", slots[HOMES[0]].counters)}
+    assert aborted(FACTS, NEWER, told) == HOMES[0], "whoever hears it now may free what he has"
+    mind.keep(row)
+    return mind, [i for i in mind.instructions(0.0) if isinstance(i, Free)]
+
+
+def test_what_others_may_have_given_up_is_not_made_to_count_after_all() -> None:
+    mind, freed = parity_arrives_after_the_loss(FACTS)
+    assert [(f.holding.version, f.reason) for f in freed] == [(NEWER, UNCODED)]
+    assert not mind.facts("up", SlotCounters()).parity
+    assert not rebuilds(mind, 9.0)
+
+
+def test_what_is_committed_elsewhere_is_brought_back_whenever_it_was_lost() -> None:
+    mind, freed = parity_arrives_after_the_loss(replace(FACTS, committed=NEWER))
+    assert not freed
+    assert mind.facts("up", SlotCounters()).parity
+
+
+def test_what_a_restore_brings_again_is_not_given_up() -> None:
+    mind, _ = parity_arrives_after_the_loss(FACTS)
+    mind.lose(data(0))
+    mind.keep(data(0))
+    assert not [i for i in mind.instructions(9.0) if isinstance(i, Free)]
