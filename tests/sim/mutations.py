@@ -220,6 +220,10 @@ def _abort_what_a_member_sealed() -> list[Patch]:
     return [(retention, "aborted", aborted)]
 
 
+def _what_was_lost_before_its_parity_came_counts_after_all() -> list[Patch]:
+    return [(repair.Hopeless, "lost", lambda *_: None)]
+
+
 def _abort_what_a_member_lost_since() -> list[Patch]:
     return [(protection, "was_coded", lambda *_: False)]
 
@@ -568,6 +572,7 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _what_others_saved_is_freed_before_these_have_saved: 30449,
     _what_others_saved_is_committed_by_these: 17,
     _abort_what_a_member_sealed: 0,
+    _what_was_lost_before_its_parity_came_counts_after_all: 3055,
     _a_restore_whose_trainers_are_gone_stays_pending: 256017,
     _nothing_is_freed: 2,
     _released_before_all_have_staged: 3,
