@@ -362,8 +362,7 @@ class SlotMachine:
             versions = self._holdings.versions(job.job)
             versions += [unsealed.version] if unsealed and unsealed.job == job.job else []
             if versions:
-                keepers = self.orders.keepers(job)
-                tasks += stripes_to_code(job, keepers, self.home, versions, slots)
+                tasks += stripes_to_code(job, self.orders.keepers(job), self.home, versions, slots)
         return tasks
 
     # -- small parts
