@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
@@ -60,8 +60,22 @@ class Trainer:
                     self._answers[reply.request] = reply
         return self._answers.pop(request)
 
-    def ask(self, **body: object) -> tp.ToTrainer:
-        return self.hear(self.say(**body))
+    def ask(self, timeout_s: float = ANSWER_S, **body: object) -> tp.ToTrainer:
+        return self.hear(self.say(**body), timeout_s)
+
+    def until(self, holds: Callable[[tp.Progress], bool], timeout_s: float = ANSWER_S) -> None:
+        """Back when it is told, asked or not, what makes `holds` true."""
+        deadline_s = time.monotonic() + timeout_s
+        self.say(query=tp.Query())
+        while True:
+            left_s = deadline_s - time.monotonic()
+            assert left_s > 0, f"not told within {timeout_s} s"
+            if self._socket.poll(int(left_s * 1000)):
+                reply = tp.ToTrainer.FromString(self._socket.recv())
+                if reply.WhichOneof("body") != "progress":
+                    self._answers[reply.request] = reply
+                elif holds(reply.progress):
+                    return
 
     def refused(self, **body: object) -> tp.Refused:
         reply = self.ask(**body)
