@@ -49,7 +49,7 @@ class _Slice(NamedTuple):
 
     Attributes:
         inside: where it starts in its block, which it does not leave.
-        offset: where in the image.
+        offset: where in the image; no two have the same.
         source: the piece.
         start: where in that.
         length: in bytes.
@@ -60,6 +60,22 @@ class _Slice(NamedTuple):
     source: torch.Tensor
     start: int
     length: int
+
+
+class _Order(NamedTuple):
+    """What is copied slice by slice, in the order of `_Slice.inside`.
+
+    Attributes:
+        block_bytes: length of a block.
+        slice_bytes: no slice is longer, or reaches beyond a multiple of it within its block.
+        large: from the CPU's memory.
+        device: from the devices'.
+    """
+
+    block_bytes: int
+    slice_bytes: int
+    large: Sequence[_Slice]
+    device: Sequence[_Slice]
 
 
 class Load:
@@ -87,23 +103,26 @@ class Load:
             else:
                 self.large.append(_Source(offset, source))
         self.batches = [*_batched(small)]
-        self._block_bytes = 0
-        self._slices: list[_Slice] = []
+        self._order: _Order | None = None
 
-    def slices(self, block_bytes: int) -> Sequence[_Slice]:
-        """The large pieces in the order in which they are copied: side by side into all blocks.
+    def order(self, block_bytes: int) -> _Order:
+        """In which pieces are copied: side by side into all blocks.
 
         Args:
-            block_bytes: length of a block, positive; the same as before costs nothing.
+            block_bytes: length of a block, or 0: there is one; the same as before costs nothing.
         """
-        if block_bytes != self._block_bytes:
-            blocks = -(-self.end // block_bytes)
+        block_bytes = min(block_bytes or self.end, self.end)
+        if self._order is None or block_bytes != self._order.block_bytes:
+            blocks = -(-self.end // max(1, block_bytes))
             together = max(ROUND_BYTES, min(self.end // _ROUNDS, blocks * ROUND_BYTES))
-            transfers = -(-together // (blocks * TRANSFER_BYTES))
-            cut = _cut(self.large, block_bytes, transfers * TRANSFER_BYTES)
-            self._slices = sorted(cut, key=lambda part: (part.inside, part.offset))
-            self._block_bytes = block_bytes
-        return self._slices
+            slice_bytes = -(-together // (max(1, blocks) * TRANSFER_BYTES)) * TRANSFER_BYTES
+            self._order = _Order(
+                block_bytes,
+                slice_bytes,
+                sorted(_cut(self.large, block_bytes, slice_bytes)),
+                sorted(_cut(self.device, block_bytes, slice_bytes)),
+            )
+        return self._order
 
 
 def _cut(pieces: Sequence[_Source], block_bytes: int, slice_bytes: int) -> Iterator[_Slice]:
@@ -182,7 +201,7 @@ class Target:
         """
         self.expect(load)
         views = self._ready[load]
-        block_bytes = min(block_bytes or load.end, load.end)
+        order = load.order(block_bytes)
         with torch.no_grad():
             if views.gaps:
                 torch._foreach_zero_(views.gaps)
@@ -190,9 +209,11 @@ class Target:
                 check(0)
                 torch._foreach_copy_(batch, sources)
                 _piece_copied()
-            if load.large:
-                self._put_large(load.slices(block_bytes), check)
-        check(block_bytes)
+            for inside, offset, source, start, length in order.large:
+                check(inside)
+                ctypes.memmove(self._address + offset, source.data_ptr() + start, length)
+                _piece_copied()
+        check(order.block_bytes)
 
     def expect(self, load: Load) -> None:
         """Make the views that copying `load` needs, if they are not there.
@@ -217,12 +238,6 @@ class Target:
     def forget(self, load: Load) -> None:
         """Hold on to none of its tensors."""
         self._ready.pop(load, None)
-
-    def _put_large(self, slices: Sequence[_Slice], check: Callable[[int], None]) -> None:
-        for inside, offset, source, start, length in slices:
-            check(inside)
-            ctypes.memmove(self._address + offset, source.data_ptr() + start, length)
-            _piece_copied()
 
     def _view(self, offset: int, source: torch.Tensor) -> torch.Tensor:
         return self.image[offset : offset + source.nbytes].view(source.dtype)

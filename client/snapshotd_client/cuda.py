@@ -6,7 +6,7 @@ Nothing here waits for a device from the training thread, and nothing synchronis
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from typing import Final
 
 import torch
@@ -72,18 +72,39 @@ class Stream:
         #: By device: what was asked of it before.
         self._before = {d: torch.cuda.current_stream(d).record_event() for d in devices}
         self._after: dict[torch.device, torch.cuda.Event] = {}
+        #: By device: (bytes of each block's start, when it has copied its part of these).
+        self._marks: dict[torch.device, list[tuple[int, torch.cuda.Event]]] = {}
 
-    def start(self, target: Target, loads: Sequence[Load]) -> None:
-        """Give the devices their copies into a page-locked image, and do not wait for them."""
+    def start(self, target: Target, moving: Load, resting: Load, block_bytes: int) -> None:
+        """Give the devices their copies into a page-locked image, and do not wait for them.
+
+        What rests goes side by side into the blocks of `block_bytes`, as `Target.put` does it.
+        """
+        order = resting.order(block_bytes)
         for device, before in self._before.items():
             side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # the same
+            marks = self._marks[device] = []
             with torch.cuda.stream(side), torch.no_grad():
                 side.wait_event(before)
-                for offset, source in (p for load in loads for p in load.device):
+                for offset, source in moving.device:
                     if source.device == device:
-                        place = target.image[offset : offset + source.numel()]
-                        place.copy_(source, non_blocking=True)
+                        _copy(target, offset, source)
+                begun = 0
+                for inside, offset, source, start, length in order.device:
+                    if source.device == device:
+                        if inside >= begun + order.slice_bytes:
+                            begun = inside - inside % order.slice_bytes
+                            marks.append((begun, side.record_event()))
+                        _copy(target, offset, source[start : start + length])
                 self._after[device] = side.record_event()
+
+    def standing(self) -> Iterator[int]:
+        """Waits for the copies, and says of how many bytes of each block's start they are done."""
+        for stands in sorted({mark for marks in self._marks.values() for mark, _ in marks}):
+            for device, after in self._after.items():
+                events = (event for mark, event in self._marks[device] if mark >= stands)
+                next(events, after).synchronize()
+            yield stands
 
     @property
     def devices(self) -> Collection[torch.device]:
@@ -99,3 +120,7 @@ class Stream:
         """Wait for the copies; other threads run meanwhile."""
         for after in self._after.values():
             after.synchronize()
+
+
+def _copy(target: Target, offset: int, source: torch.Tensor) -> None:
+    target.image[offset : offset + source.numel()].copy_(source, non_blocking=True)

@@ -149,9 +149,10 @@ class Flight:
             point("trainer.claim.skipped")
             return
         point("trainer.claim.granted")
-        self._copy(granted)
-        self.copied.set()
-        cargo.stream.join()
+        try:
+            self._copy(granted)
+        finally:
+            cargo.stream.join()  # before that nobody else may have the buffer
         point("trainer.image.copied")
         if not self._judged:
             soon(self.judge, self._trainer)
@@ -180,25 +181,30 @@ class Flight:
         return None
 
     def _copy(self, granted: pb.Granted) -> None:
-        captured = self._cargo.captured
+        captured, stream = self._cargo.captured, self._cargo.stream
         blocks = _blocks(granted, captured.image_bytes)
+
+        def go_on(stands: int) -> None:
+            self._go_on(granted, stands, stands * blocks)
+
         try:
             target = self._buffers.target(granted.path, granted.image_offset, captured.image_bytes)
         except OSError as error:
             raise DaemonGone(f"its segment cannot be mapped: {error}") from error
         point("trainer.buffer.mapped")
         # Devices first: they copy while the processor does.
-        self._cargo.stream.start(target, [self._cargo.moving, captured.resting])
+        stream.start(target, self._cargo.moving, captured.resting, granted.block_bytes)
         for text in captured.texts:
             target.put_text(*text)
-        target.put(self._cargo.moving, lambda _: self._check())
-        target.put(
-            captured.resting,
-            lambda stands: self._go_on(granted, stands, stands * blocks),
-            granted.block_bytes,
-        )
+        target.put(self._cargo.moving, self._check)
+        # Of what devices copy, too, it stands only when they have.
+        check = self._check if stream.devices else go_on
+        target.put(captured.resting, check, granted.block_bytes)
+        self.copied.set()
+        for stands in stream.standing():
+            go_on(stands)
 
-    def _check(self) -> None:
+    def _check(self, _stands: int) -> None:
         if self._abandoned:
             raise Abandoned
 
@@ -210,8 +216,8 @@ class Flight:
             stands: bytes of the start of each block.
             in_all: the same of all blocks.
         """
-        self._check()
-        if in_all - self._told >= _TELL_BYTES and not self._cargo.stream.devices:
+        self._check(stands)
+        if in_all - self._told >= _TELL_BYTES:
             self._told = in_all
             copied = pb.Copied(step=self.step, buffer=granted.buffer, block_bytes=stands)
             self._channel.post(pb.ToDaemon(copied=copied))

@@ -81,7 +81,7 @@ def test_what_stands_in_every_block_is_final(
     assert (image[load.end :] == BLANK).all()
     assert told == sorted(told)
     assert told[-1] == block
-    parts = len(load.slices(block))
+    parts = len(load.order(block).large)
     assert parts <= len(load.large) + blocks * -(-block // step), "one more for each cut"
 
 
@@ -97,18 +97,18 @@ def test_one_block_is_filled_from_start_to_end() -> None:
 
 def test_three_blocks_are_filled_side_by_side() -> None:
     load, _ = loaded([600], 1)
-    offsets = [part.offset for part in load.slices(200)]
+    offsets = [part.offset for part in load.order(200).large]
     assert offsets == [0, 200, 400, 80, 280, 480, 160, 360, 560]
 
 
 def test_the_order_is_kept_until_the_blocks_change() -> None:
     load, whole = loaded([600], 1)
-    first = load.slices(200)
+    first = load.order(200)
     image = torch.zeros(600, dtype=torch.uint8)
     Target(image).put(load, block_bytes=200)
-    assert load.slices(200) is first
+    assert load.order(200) is first
     Target(image).put(load, block_bytes=150)
-    assert load.slices(150) is not first
+    assert load.order(150) is not first
     assert image.equal(whole)
 
 

@@ -6,6 +6,7 @@ import gc
 import math
 import os
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from snapshotd.wire.v1 import trainer_pb2 as pb
-from snapshotd_client import apply, buffers, copying, flight, forms, tree
+from snapshotd_client import apply, buffers, copying, cuda, flight, forms, tree
 from snapshotd_client.accord import Accord
 from snapshotd_client.handover import TORN_IN_A_ROW, Handover
 from snapshotd_client.identity import identify
@@ -130,7 +131,7 @@ def equal(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return len(a) == len(b) and all(map(torch.equal, a, b))
 
 
-def told(desk: Desk) -> list[int]:
+def told(desk: Desk | Side) -> list[int]:
     return [m.copied.block_bytes for m in desk.heard if m.WhichOneof("body") == "copied"]
 
 
@@ -595,3 +596,59 @@ def test_forms_of_many_tensors_are_asked_by_parts() -> None:
         tensors[i].data = before.view(3, 2)
         assert not known.hold()
         tensors[i].data = before
+
+
+class Side:
+    """Stands for the devices' streams; notes what is asked of it."""
+
+    devices = (torch.device("cpu"),)
+    standing_at = (64 << 10, 128 << 10)
+
+    def __init__(self, heard: list[pb.ToDaemon]) -> None:
+        self._heard = heard
+        self.log: list[object] = []
+
+    def start(self, *_: object) -> None:
+        self.log.append("start")
+
+    def standing(self) -> Iterator[int]:
+        assert not told(self), "what devices copy stands when they have"
+        yield from self.standing_at
+
+    @property
+    def heard(self) -> list[pb.ToDaemon]:
+        return self._heard
+
+    def hold_back(self) -> None:
+        """There is nothing to hold back."""
+
+    def join(self) -> None:
+        self.log.append("join")
+
+
+def test_what_devices_copy_is_told_when_they_have(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flight, "_TELL_BYTES", 1)
+    side = Side(job.desk.heard)
+    monkeypatch.setattr(cuda, "Stream", lambda _: side)
+    job.begin()
+    assert not job.handover.collect().torn
+    assert told(job.desk) == [*side.standing_at]
+    assert side.log == ["start", "join"]
+
+
+def test_a_buffer_is_nobody_elses_before_the_devices_are_done(
+    job: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that is given up goes back, and a device would still write to it."""
+    side = Side(job.desk.heard)
+    monkeypatch.setattr(cuda, "Stream", lambda _: side)
+
+    def give_up(*_: object) -> None:
+        raise flight.Abandoned
+
+    monkeypatch.setattr(flight.Flight, "_check", give_up)
+    job.begin()
+    assert job.handover.collect().skipped == "it was abandoned"
+    assert side.log == ["start", "join"]
