@@ -8,8 +8,10 @@ say it has is coded again, however it was lost.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Final
 
 from snapshotd.core.instructions import Encode
+from snapshotd.core.pace import Pace
 from snapshotd.core.protection import (
     Slots,
     coded_from,
@@ -22,6 +24,35 @@ from snapshotd.core.protection import (
 from snapshotd.core.retention import may_free_version
 from snapshotd.core.stripes import stripe
 from snapshotd.metadata import Group, Home, JobFacts, Version
+
+#: Snapshots that are coded once they are sealed, after one that was begun before came to nothing.
+SOBER_SNAPSHOTS: Final = 8
+
+
+class Coding(Pace[Encode]):
+    """The pace of coding: ahead of the seals, unless that was in vain a short while ago.
+
+    What is given up was sent for nothing. Ranks that stand still in the middle of their copies, or
+    long before they seal, do so again and again.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._sober = 0
+
+    def startable(self, tasks: Iterable[Encode], now_s: float) -> list[Encode]:
+        sober = self._sober > 0
+        return super().startable([t for t in tasks if not (t.early and sober)], now_s)
+
+    def failed(self, task: Encode, now_s: float) -> None:
+        super().failed(task, now_s)
+        if task.early:
+            self._sober = SOBER_SNAPSHOTS
+
+    def sealed(self, job: str, version: Version) -> None:
+        """This slot has sealed its shard: what was tried before does not count."""
+        self.forget(job, version)
+        self._sober = max(0, self._sober - 1)
 
 
 def stripes_to_code(
@@ -88,7 +119,8 @@ def _task(job: JobFacts, me: Home, group: Group, version: Version, slots: Slots)
     sources = stripe(group.size, group.parity, index).sources
     if not rows or not all(_reachable(slots, group.members[s.position].home) for s in sources):
         return None
-    return Encode(job.job, job.lineage, version, group, index, rows, tuple(shard_bytes))
+    early = not all(digests)
+    return Encode(job.job, job.lineage, version, group, index, rows, tuple(shard_bytes), early)
 
 
 def _reachable(slots: Slots, home: Home) -> bool:

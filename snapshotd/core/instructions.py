@@ -64,8 +64,8 @@ class Free:
 class Encode:
     """Gather a stripe, compute parity rows, keep row 0 and hand on the others.
 
-    The members' shards are sealed, or still written: then what stands is coded as it comes, and
-    counts once all are sealed. `shard_bytes`: lengths of their images, in group order.
+    The members' shards are sealed, or (`early`) some still written: then what stands is coded as it
+    comes, and counts once all are sealed. `shard_bytes`: lengths of their images, in group order.
     """
 
     job: str
@@ -75,6 +75,7 @@ class Encode:
     stripe: int
     rows: tuple[int, ...]
     shard_bytes: tuple[int, ...]
+    early: bool = False
 
 
 @dataclass(frozen=True, slots=True)

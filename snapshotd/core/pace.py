@@ -73,7 +73,7 @@ class Pace(Generic[Task]):
         self._pauses[key] = _Pause(now_s + delay_s, delay_s)
 
     def forget(self, job: str, version: Version) -> None:
-        """What was tried before does not count: nobody needs the version, or now it is whole."""
+        """What was tried before does not count."""
         self._pauses.pop((job, version), None)
 
     def wakes_s(self) -> list[float]:

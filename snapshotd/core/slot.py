@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Final
 
 from snapshotd.core.claims import out_of_epoch, stalled
-from snapshotd.core.encoding import blocks_of, stripes_to_code
+from snapshotd.core.encoding import Coding, blocks_of, stripes_to_code
 from snapshotd.core.holdings import Holding, Holdings
 from snapshotd.core.instructions import (
     Answer,
@@ -64,7 +64,7 @@ class SlotMachine:
         self._view: tuple[Orders, SlotFacts, Slots] | None = None
         self.writing = Writing()
         self._goal: Version | None = None  # of the restore that the trainer waits for
-        self._coding: Pace[Encode] = Pace()
+        self._coding = Coding()
         self._rebuilding: Pace[Rebuild] = Pace()
         self._hopeless = Hopeless()
         self.aborted = 0
@@ -165,7 +165,7 @@ class SlotMachine:
         """A generation is complete and checksummed."""
         self.keep(holding)
         self.writing.sealed(holding.version)
-        self._coding.forget(holding.job, holding.version)  # pauses of what was tried before
+        self._coding.sealed(holding.job, holding.version)
 
     # -- events: memory
 

@@ -16,16 +16,17 @@ from snapshotd.coding.digest import chunk_digests
 from snapshotd.core.instructions import Encode
 from snapshotd.core.protection import data_at
 from snapshotd.core.stripes import Extent, Source, block_extent, parity_bytes, stripe
+from snapshotd.errors import PeerError
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.lanes import Lane, Peers, all_of, as_told, in_step, opened, peer_at
 from snapshotd.flow.vault import Vault
 from snapshotd.memory.segment import Segment
-from snapshotd.metadata import Group, Home, ParityPlace
+from snapshotd.metadata import Group, Home, Member, ParityPlace
 from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_reader import BlockReader
 from snapshotd.rpc.block_writer import BlockWriter
 from snapshotd.rpc.convert import place_to
-from snapshotd.rpc.serving import Record
+from snapshotd.rpc.serving import Record, soon
 from snapshotd.wire.points import point
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import segment_pb2 as seg
@@ -164,23 +165,41 @@ class Coder:
         lanes: Sequence[Lane],
         positions: Sequence[int],
     ) -> list[seg.SealRecord]:
-        """What every member of the group has sealed, once all have."""
+        """What every member of the group has sealed, once all have.
+
+        Asked for at once, so that holders of other rows do not wait for long.
+        """
         readers = {p: lane.reader for p, lane in zip(positions, lanes, strict=True)}
-        records = []
-        for position, member in enumerate(task.group.members):
-            home, reader = member.home, readers.get(position)
+        records: dict[int, seg.SealRecord] = {}
+
+        async def ask(position: int, member: Member) -> None:
+            home = member.home
             with self._conduct.blaming(home.node):
-                if reader is not None:
-                    record = await reader.record()
-                elif home == self._home:
-                    own = self._vault.following(task.job, task.version, member.shard)
-                    with own as image:
-                        record = await image.record()
-                else:
-                    record = await self._sealed(task, position, peers())
+                record = await self._record(task, position, readers.get(position), peers())
                 told = data_at(peers(), home, task.job, member.shard, task.version)
-                records.append(as_told(record, told, str(home)))
-        return records
+                records[position] = as_told(record, told, str(home))
+
+        await all_of(*(ask(*member) for member in enumerate(task.group.members)))
+        return [record for _, record in sorted(records.items())]
+
+    async def _record(
+        self, task: Encode, position: int, reader: BlockReader | None, peers: Peers
+    ) -> Record:
+        """What a member has sealed; `reader`: of what was read of it, if anything was."""
+        member = task.group.members[position]
+        if reader is not None:
+            return await reader.record()
+        if member.home != self._home:
+            reader = self._follow(task, position, peers, Extent(0, 0))
+            try:
+                return await reader.record()
+            finally:
+                reader.cancel()
+        with self._vault.following(task.job, task.version, member.shard) as image:
+            record = await soon(image.record(), self._client.patience_s)
+        if record.image_bytes != task.shard_bytes[position]:
+            raise PeerError(f"shard {member.shard} was sealed with another length than was told")
+        return record
 
     def _lane(self, task: Encode, source: Source, peers: Peers) -> Lane:
         home = task.group.members[source.position].home
@@ -202,11 +221,3 @@ class Coder:
             extent.offset,
             extent.length,
         )
-
-    async def _sealed(self, task: Encode, position: int, peers: Peers) -> Record:
-        """What a member of which nothing is read has sealed."""
-        reader = self._follow(task, position, peers, Extent(0, 0))
-        try:
-            return await reader.record()
-        finally:
-            reader.cancel()

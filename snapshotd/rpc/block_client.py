@@ -12,7 +12,7 @@ from snapshotd.rpc.channels import Channels, Peer
 from snapshotd.rpc.convert import home_to, place_to, version_to
 from snapshotd.rpc.framing import BLOCKS_SERVICE, pack_request, parse_reply
 from snapshotd.rpc.ranges import RangesReader, Spans, ranges_request
-from snapshotd.rpc.serving import Record, What
+from snapshotd.rpc.serving import PATIENCE, Record, What
 from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.wire.protocol import PROTOCOL_VERSION
 from snapshotd.wire.v1 import node_pb2 as pb
@@ -39,6 +39,11 @@ class BlocksClient:
         self._received = received
         self._sent = sent
 
+    @property
+    def patience_s(self) -> float:
+        """How long a trainer that stands still while it writes is waited for."""
+        return self._stall_s * PATIENCE
+
     def read(
         self, peer: Peer, job: str, version: Version, what: What, offset: int, count_bytes: int
     ) -> BlockReader:
@@ -57,8 +62,8 @@ class BlocksClient:
     ) -> BlockReader:
         """The same of a shard's image of `image_bytes`, sealed or still written by its trainer."""
         request = self._request(job, version, shard, offset, count_bytes)
-        request.unsealed = True
-        return self._reader(peer, request, shard, image_bytes)
+        request.unsealed, request.image_bytes = True, image_bytes
+        return self._reader(peer, request, shard)
 
     def _request(
         self, job: str, version: Version, what: What, offset: int, count_bytes: int
@@ -77,10 +82,7 @@ class BlocksClient:
             request.shard = what
         return request
 
-    def _reader(
-        self, peer: Peer, request: pb.ReadRequest, what: What, image_bytes: int = 0
-    ) -> BlockReader:
-        """`image_bytes`: of the image that is followed."""
+    def _reader(self, peer: Peer, request: pb.ReadRequest, what: What) -> BlockReader:
         method: Any = self._channels.to(peer).unary_stream(
             f"/{BLOCKS_SERVICE}/Read",
             request_serializer=pb.ReadRequest.SerializeToString,
@@ -92,7 +94,6 @@ class BlocksClient:
             self._channels,
             request,
             what,
-            image_bytes,
             self._stall_s,
             self._received,
         )

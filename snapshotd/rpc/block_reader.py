@@ -47,7 +47,6 @@ class BlockReader:
         channels: Channels,
         request: pb.ReadRequest,
         what: What,
-        image_bytes: int,
         stall_s: float,
         received: Callable[[int], None],
     ) -> None:
@@ -56,7 +55,6 @@ class BlockReader:
         self._channels = channels
         self._what = what
         self._follows = request.unsealed
-        self._image_bytes = image_bytes
         self._digests = b""  # of what came, where it is followed
         self._asked = request
         self._at = request.offset
@@ -133,7 +131,7 @@ class BlockReader:
     def _verified(self, chunk: memoryview) -> memoryview:
         record = self._record
         if self._follows:
-            self._digests += chunk_digests(chunk, self._image_bytes)
+            self._digests += chunk_digests(chunk, self._asked.image_bytes)
         else:
             assert record is not None, "it comes first"
             try:
@@ -176,14 +174,14 @@ class BlockReader:
     def _check_followed(self, record: seg.SealRecord) -> None:
         """What came while it was written must be what was sealed."""
         sealed = record.job, record.version, record.shard, record.image_bytes
-        asked = self._asked.job, self._asked.version, self._asked.shard, self._image_bytes
-        if sealed != asked:
+        asked = self._asked
+        if sealed != (asked.job, asked.version, asked.shard, asked.image_bytes):
             raise self._misbehaved(
                 Misdeed.WRONG_RECORD,
                 f"sealed {record.image_bytes} bytes of shard {record.shard}, where it had said "
-                f"{self._image_bytes} of shard {self._asked.shard}",
+                f"{asked.image_bytes} of shard {asked.shard}",
             )
-        first = self._asked.offset // grain_bytes(self._image_bytes) * DIGEST_BYTES
+        first = asked.offset // grain_bytes(asked.image_bytes) * DIGEST_BYTES
         if self._digests != record.grain_digests[first : first + len(self._digests)]:
             raise self._misbehaved(Misdeed.WRONG_BYTES, "sent other bytes than it sealed")
 

@@ -16,7 +16,7 @@ import xxhash
 
 from snapshotd.coding.digest import check_range, chunk_digests
 from snapshotd.core.trust import Misdeed
-from snapshotd.errors import Misbehaved, PeerError
+from snapshotd.errors import Misbehaved, PeerError, RequestError
 from snapshotd.metadata import ParityPlace, Version
 from snapshotd.rpc.checks import malformed
 from snapshotd.rpc.convert import place_from, version_from
@@ -24,7 +24,7 @@ from snapshotd.rpc.ranges import Spans, gathered, requested_spans
 from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.rpc.tls import Callers, Identity
 from snapshotd.wire.points import point
-from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, grain_bytes
+from snapshotd.wire.protocol import PROTOCOL_VERSION, TRANSFER_BYTES, ErrorCode, grain_bytes
 from snapshotd.wire.v1 import node_pb2 as pb
 from snapshotd.wire.v1 import segment_pb2 as seg
 
@@ -176,6 +176,7 @@ class Blocks:
         self._intake = serving.intake
         self._cluster_id = serving.cluster_id
         self._stall_s = serving.stall_s
+        self._patience_s = serving.stall_s * PATIENCE
         self._callers = Callers(serving.identity)
         self._bandwidth = serving.bandwidth
 
@@ -191,6 +192,7 @@ class Blocks:
         turns = self._bandwidth.stream() if request.bytes else nullcontext()
         with self._named(request) as image, turns:
             _check_bounds(request, image.image_bytes)
+            _check_followed(request, image.image_bytes)
             point("smp.read.begun")
             yield image
 
@@ -225,22 +227,14 @@ class Blocks:
         at, end = request.offset, request.offset + request.bytes
         while at < end:
             count = min(TRANSFER_BYTES, end - at)
-            until = await self._soon(image.standing(at, count))
+            until = await soon(image.standing(at, count), self._patience_s)
             stop = end if until >= end else until - (until - at) % TRANSFER_BYTES
             yield at, stop
             at = stop
 
     async def _sealed(self, image: Image) -> pb.ReadReply:
         """Raises PeerError: it never will be, or not soon."""
-        return record_reply(await self._soon(image.record()))
-
-    async def _soon(self, wait: Awaitable[T]) -> T:
-        bound_s = self._stall_s * PATIENCE
-        try:
-            async with asyncio.timeout(bound_s):
-                return await wait
-        except TimeoutError as error:
-            raise PeerError(f"the trainer wrote no more of it for {bound_s} s") from error
+        return record_reply(await soon(image.record(), self._patience_s))
 
     def _chunks(self, start: int, end: int, source: Image) -> Generator[memoryview]:
         """Bytes that stand, each chunk verified; one is sent, and gone, when the next is due.
@@ -297,6 +291,15 @@ class Blocks:
         point("smp.store.finished")
 
 
+async def soon(wait: Awaitable[T], patience_s: float) -> T:
+    """What comes of an image that a trainer still writes. Raises PeerError: it takes too long."""
+    try:
+        async with asyncio.timeout(patience_s):
+            return await wait
+    except TimeoutError as error:
+        raise PeerError(f"the trainer wrote no more of it for {patience_s} s") from error
+
+
 def record_reply(record: Record) -> pb.ReadReply:
     """The part of a Read that says what is read."""
     if isinstance(record, seg.SealRecord):
@@ -338,3 +341,12 @@ def _check_bounds(request: pb.ReadRequest, image_bytes: int) -> None:
     grain, end = grain_bytes(image_bytes), request.offset + request.bytes
     if request.offset % grain or (end % grain and end != image_bytes):
         raise malformed(f"bytes {request.offset} to {end} are not whole grains of {grain} bytes")
+
+
+def _check_followed(request: pb.ReadRequest, image_bytes: int) -> None:
+    """Its trainer may have written less than it had said: then nothing of it counts."""
+    if request.unsealed and request.image_bytes != image_bytes:
+        raise RequestError(
+            ErrorCode.OUT_OF_ORDER,
+            f"an image of {request.image_bytes} bytes was asked for, it has {image_bytes}",
+        )

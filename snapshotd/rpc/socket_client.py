@@ -47,14 +47,10 @@ class PlanesClient(BlocksClient):
         await self._channels.close()
         self._sockets.close()
 
-    def _reader(
-        self, peer: Peer, request: pb.ReadRequest, what: What, image_bytes: int = 0
-    ) -> BlockReader:
+    def _reader(self, peer: Peer, request: pb.ReadRequest, what: What) -> BlockReader:
         if _plane(peer) == GRPC:
-            return super()._reader(peer, request, what, image_bytes)
-        return SocketReader(
-            self._sockets, peer, request, what, image_bytes, self._stall_s, self._received
-        )
+            return super()._reader(peer, request, what)
+        return SocketReader(self._sockets, peer, request, what, self._stall_s, self._received)
 
     def _ranges_reader(self, peer: Peer, request: pb.RangesRequest) -> RangesReader:
         if _plane(peer) == GRPC:

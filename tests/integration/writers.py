@@ -24,9 +24,10 @@ class Writer:
         self._granted = tp.Granted()
         self._step = 0
         self._stands = 0  # of each block
+        self._writes = False
 
     def claim(self, step: int) -> None:
-        self._step, self._stands = step, 0
+        self._step, self._stands, self._writes = step, 0, True
         claim = tp.Claim(step=step, image_bytes=len(self.image), patience_s=60)
         self._granted = self._line.ask(claim=claim, timeout_s=60.0).granted
 
@@ -46,6 +47,12 @@ class Writer:
         copied = tp.Copied(step=self._step, buffer=granted.buffer, block_bytes=stands)
         self._line.say(copied=copied)
 
+    def sent_bytes(self) -> int:
+        """What its SMP has sent of blocks; what is said again has it tell what it counted."""
+        if self._writes:
+            self.tell()
+        return self.slot().counters.bytes_sent
+
     def copy(self, part: float) -> None:
         self.write(part)
         self.tell()
@@ -62,10 +69,12 @@ class Writer:
         size, buffer = len(self.image), self._granted.buffer
         written = tp.Written(step=self._step, buffer=buffer, image_bytes=size)
         assert self._line.ask(written=written).HasField("accepted")
+        self._writes = False
 
     def give_up(self) -> None:
         answer = self._line.ask(**{"pass": tp.Pass(step=self._step, reason="it was torn")})
         assert answer.HasField("accepted")
+        self._writes = False
 
     def until_committed(self, timeout_s: float = 60.0) -> None:
         """Back when the step is."""

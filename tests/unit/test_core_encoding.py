@@ -69,19 +69,18 @@ def parity(slots: Slots, digests: tuple[bytes, ...]) -> dict[Home, SlotFacts]:
 
 
 @pytest.mark.parametrize(
-    "slots",
+    ("slots", "early"),
     [
-        of(sealed(0), sealed(1), sealed(2)),
-        of(unsealed(0), unsealed(1), unsealed(2)),
-        of(sealed(0), unsealed(1), sealed(2)),
-        of(unsealed(0), sealed(1), sealed(2)),
+        (of(sealed(0), sealed(1), sealed(2)), False),
+        (of(unsealed(0), unsealed(1), unsealed(2)), True),
+        (of(sealed(0), unsealed(1), sealed(2)), True),
+        (of(unsealed(0), sealed(1), sealed(2)), True),
     ],
     ids=["sealed", "unsealed", "one unsealed", "the coder's own unsealed"],
 )
-def test_a_stripe_is_coded_once_every_member_can_be_read(slots: Slots) -> None:
-    assert to_code(slots) == [CODED]
+def test_a_stripe_is_coded_once_every_member_can_be_read(slots: Slots, early: bool) -> None:
     for stripe, home in enumerate(HOMES):
-        assert to_code(slots, home=home) == [replace(CODED, stripe=stripe)]
+        assert to_code(slots, home=home) == [replace(CODED, stripe=stripe, early=early)]
 
 
 IMAGE = Unsealed(JOB, 1, V, 200)

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from snapshotd.core.encoding import SOBER_SNAPSHOTS, Coding
 from snapshotd.core.instructions import Answer, Encode, Grant
 from snapshotd.core.pace import RETRY_FIRST_S
 from snapshotd.core.slot import SlotMachine
@@ -145,7 +146,7 @@ def test_its_own_image_is_coded_while_it_is_written() -> None:
     mind.orders = orders(writes(1), writes(2))
     assert encoding(mind, 0.0) == [], "nothing of it stands"
     mind.stands(V, SIZE)
-    assert encoding(mind, 0.0) == [Encode(JOB, 1, V, GROUP, 0, (0,), (SIZE,) * 3)]
+    assert encoding(mind, 0.0) == [Encode(JOB, 1, V, GROUP, 0, (0,), (SIZE,) * 3, early=True)]
 
 
 @pytest.mark.parametrize(
@@ -178,18 +179,47 @@ def test_what_is_coded_early_is_not_coded_a_second_time_meanwhile() -> None:
     assert encoding(mind, 9.0) == []
 
 
-def test_what_failed_early_is_tried_again_after_a_pause_or_once_it_is_sealed() -> None:
+def sealed_by(mind: SlotMachine, *others: int) -> None:
+    mind.orders = orders(*(SlotFacts(0, "up", data=(data(i),)) for i in others))
+
+
+def test_what_failed_early_is_tried_again_once_all_have_sealed() -> None:
     mind = standing()
     mind.orders = orders(writes(1), writes(2))
     (task,) = encoding(mind, 0.0)
     mind.encode_failed(task, 1.0)
-    assert encoding(mind, 1.0) == []
-    assert mind.next_wake_s() == 1.0 + RETRY_FIRST_S
-    assert encoding(mind, 1.0 + RETRY_FIRST_S) == [task]
-    mind.encode_failed(task, 2.0)
-    assert encoding(mind, 2.0) == []
+    assert encoding(mind, 9.0) == [], "it was sent in vain once"
     mind.sealed(data(0))
-    assert encoding(mind, 2.0) == [task], "what it was tried with before counts no more"
+    assert encoding(mind, 9.0) == [], "others still write"
+    sealed_by(mind, 1, 2)
+    assert encoding(mind, 9.0) == [replace(task, early=False)]
+
+
+def test_after_one_that_came_to_nothing_some_are_coded_once_they_are_sealed() -> None:
+    """Ranks that stand still before they seal do so again: all would be sent twice."""
+    coding = Coding()
+    early = Encode(JOB, 1, V, GROUP, 0, (0,), (SIZE,) * 3, early=True)
+    assert coding.startable([early], 0.0) == [early]
+    coding.failed(early, 0.0)
+    for step in range(SOBER_SNAPSHOTS):
+        version = Version(1, STEP + step)
+        ahead = replace(early, version=version)
+        late = replace(ahead, early=False)
+        assert coding.startable([ahead], 9.0 + step) == []
+        coding.sealed(JOB, version)
+        assert coding.startable([late], 9.0 + step) == [late]
+        coding.done(late)
+    again = replace(early, version=Version(1, STEP + SOBER_SNAPSHOTS))
+    assert coding.startable([again], 99.0) == [again]
+
+
+def test_a_failure_after_the_seals_says_nothing_of_coding_early() -> None:
+    coding = Coding()
+    late = Encode(JOB, 1, V, GROUP, 0, (0,), (SIZE,) * 3)
+    assert coding.startable([late], 0.0) == [late]
+    coding.failed(late, 0.0)
+    early = replace(late, version=Version(1, STEP + 1), early=True)
+    assert coding.startable([early], 0.0) == [early]
 
 
 def test_what_was_coded_early_is_not_coded_again_once_it_is_sealed() -> None:

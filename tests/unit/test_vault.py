@@ -92,6 +92,8 @@ class Peer:
         self._records = records
         self._on_stored = on_stored
 
+    patience_s = 30.0
+
     def follow(self, address: str, job: str, version: Version, shard: int, *extent: int) -> Peer:
         return Peer({0: self._records[shard]}, self._on_stored)
 

@@ -562,7 +562,7 @@ class DropReply(_message.Message):
     def __init__(self, freed_bytes: _Optional[int] = ...) -> None: ...
 
 class ReadRequest(_message.Message):
-    __slots__ = ("protocol", "cluster_id", "job", "version", "shard", "place", "offset", "bytes", "unsealed")
+    __slots__ = ("protocol", "cluster_id", "job", "version", "shard", "place", "offset", "bytes", "unsealed", "image_bytes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     CLUSTER_ID_FIELD_NUMBER: _ClassVar[int]
     JOB_FIELD_NUMBER: _ClassVar[int]
@@ -572,6 +572,7 @@ class ReadRequest(_message.Message):
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     BYTES_FIELD_NUMBER: _ClassVar[int]
     UNSEALED_FIELD_NUMBER: _ClassVar[int]
+    IMAGE_BYTES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     cluster_id: str
     job: str
@@ -581,7 +582,8 @@ class ReadRequest(_message.Message):
     offset: int
     bytes: int
     unsealed: bool
-    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., shard: _Optional[int] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ..., unsealed: bool = ...) -> None: ...
+    image_bytes: int
+    def __init__(self, protocol: _Optional[int] = ..., cluster_id: _Optional[str] = ..., job: _Optional[str] = ..., version: _Optional[_Union[_segment_pb2.Version, _Mapping]] = ..., shard: _Optional[int] = ..., place: _Optional[_Union[_segment_pb2.ParityPlace, _Mapping]] = ..., offset: _Optional[int] = ..., bytes: _Optional[int] = ..., unsealed: bool = ..., image_bytes: _Optional[int] = ...) -> None: ...
 
 class ReadReply(_message.Message):
     __slots__ = ("seal", "parity", "chunk")

@@ -115,17 +115,13 @@ class _Client(BlocksClient):
         self._lie, self._replies, self._calls = lie, replies, 0
         super().__init__(Channels(None), "test", HERE, 5.0, lambda _: None, lambda _: None)
 
-    def _reader(
-        self, peer: Peer, request: pb.ReadRequest, what: What, image_bytes: int = 0
-    ) -> BlockReader:
+    def _reader(self, peer: Peer, request: pb.ReadRequest, what: What) -> BlockReader:
         truth = _truth(what, request.offset, request.bytes)
         if request.unsealed:
             truth = [*truth[1:], truth[0]]
         answer: Any = _Reply(self._answers(truth))
         self._calls += 1
-        return BlockReader(
-            answer, peer, self._channels, request, what, image_bytes, 5.0, lambda _: None
-        )
+        return BlockReader(answer, peer, self._channels, request, what, 5.0, lambda _: None)
 
     def _answers(self, truth: list[pb.ReadReply]) -> list[bytes]:
         if self._calls != self._lie:
