@@ -278,10 +278,10 @@ class SlotMachine:
         if decision.refusal:
             self.trainer = replace(adopted, waiting=False)
             return [Answer(decision)]
-        if decision.restore is None:
-            self.trainer = replace(adopted, staged=True)
-            return []
         self.trainer = adopted
+        if decision.restore is None:
+            self.staged(decision.id)
+            return []
         return [Stage(decision)]
 
     def _frees(self) -> list[Instruction]:

@@ -53,6 +53,18 @@ def test_who_was_there_before_it_was_decided_knows() -> None:
     assert facts(mind).has_staged(newer) is False
 
 
+def test_a_fresh_start_is_staged_as_soon_as_it_is_adopted() -> None:
+    """Others may release it as soon as they hear of that, and the trainer may end before."""
+    fresh = replace(DECISION, restore=None)
+    mind = told(TRAINS, replace(RESTORES, pending=fresh))
+    mind.attach(TRAINER)
+    mind.instructions(0.0)
+    assert mind.trainer is not None
+    assert mind.trainer.staged
+    mind.detach()
+    assert facts(mind).has_staged(fresh) is True
+
+
 def test_who_came_later_does_not_know() -> None:
     assert facts(told(RESTORES)).has_staged(DECISION) is None
     assert facts(told()).has_staged(DECISION) is None
