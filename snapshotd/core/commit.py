@@ -68,7 +68,7 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
             committed_in=known.committed_in if kept else 0,
             decision=pending,
         )
-    elif pending is not None and abandoned(pending, slots):
+    elif pending is not None and abandoned(pending, slots, known.epoch):
         known = replace(known, pending=None)
     if known.decision is None or known.restoring:
         return known

@@ -29,19 +29,23 @@ def released(decision: Decision, slots: Slots) -> bool:
     return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
 
 
-def abandoned(decision: Decision, slots: Slots) -> bool:
+def abandoned(decision: Decision, slots: Slots, newest: int) -> bool:
     """Whether those it is for are gone, so that it will not be released, or is read by nobody.
 
     A restore needs all of them. It is given up where a home tells of somebody else, or of nobody,
     and has surely not staged it: else others may have seen it released. A refusal is kept as long
     as anybody waits.
+
+    `newest` is the newest epoch that is known. A later decision of an epoch up to it is pending no
+    more, or this one would not be: so it is over, and it does not matter who has staged it.
     """
     if decision.refusal:
         trainers = (f.trainer for f in slots.values())
         return not any(t and t.waiting and t.incarnation in decision.incarnations for t in trainers)
     vows = (v for f in slots.values() for v in f.vows if v.job == decision.job and v.staged)
-    if any(v.staged != decision.id for v in vows):
-        return False  # an earlier one, of which that is not known
+    over = range(decision.id.epoch + 1, newest + 1)
+    if any(v.staged != decision.id and v.staged.epoch not in over for v in vows):
+        return False  # another one, of which that is not known
     for member in (m for g in decision.groups for m in g.members):
         facts = slots.get(member.home)
         if facts is None or not facts.address or facts.has_staged(decision) is not False:

@@ -159,6 +159,24 @@ def test_protection_returns_once_those_who_were_to_restore_are_gone() -> None:
     assert out_of_epoch(trainer(0), gone) == ""
 
 
+def test_an_older_restore_that_is_pending_again_is_over_when_its_trainers_are_gone() -> None:
+    """A later one hid it, and is over. Some node had not heard of that one, and tells of this."""
+    who = (Member(0, Home("c", 0)), Member(1, Home("d", 0)))
+    older = Decision(DecisionId(2, "c"), JOB, 2, (Group(who, 1),), ("p", "q"), Version(1, 3))
+    after = replace(settled(Version(1, 3)), epoch=3)
+    again = merge(after, replace(after, epoch=2, pending=older))
+    assert (again.pending, again.epoch) == (older, 3), "nothing is known of it: it may be released"
+    gone = SlotFacts(0, "up", vows=(Vow(JOB, 1),))
+
+    def told(epoch: int) -> JobFacts:
+        later = SlotFacts(0, "up", vows=(Vow(JOB, 1, DecisionId(epoch, "a")),))
+        return advance(again, {**slots_with(4), Home("d", 0): gone, Home("e", 0): later})
+
+    assert told(3).pending is None, "that one is over, whoever had staged it"
+    assert told(3).committed == Version(1, 4)
+    assert told(4) == again, "of that one nothing has been heard"
+
+
 def test_what_all_have_staged_is_released_also_for_who_hears_it_when_they_are_gone() -> None:
     who = (Member(0, Home("c", 0)), Member(1, Home("d", 0)))
     other = Decision(DecisionId(2, "c"), JOB, 2, (Group(who, 1),), ("p", "q"), Version(1, 3))
