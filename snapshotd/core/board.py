@@ -266,12 +266,14 @@ class Board:
 
     def _conclude_job(self, job: str, live: Mapping[str, NodeFacts], now_s: float) -> None:
         slots = self.slots(now_s)
-        known = merge_all([*(j for f in live.values() if (j := f.job(job))), *self._known(job)])
+        told = {node: j for node, f in live.items() if (j := f.job(job))}
+        known = merge_all([*told.values(), *self._known(job)])
         coordinating = self.coordinator(now_s) == self.membership.node
         known = self._decide(job, known, slots, now_s)
         if known is None:
             return
-        known = advance(known, slots)
+        heard = {node: j.epoch for node, j in told.items()} | {self.membership.node: known.epoch}
+        known = advance(known, slots, heard)
         if coordinating:
             known = self._judge_economy(self._judge_cadence(known, slots), slots, now_s)
         self._jobs[job] = known

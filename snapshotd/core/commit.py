@@ -7,8 +7,9 @@ associative and idempotent, so it does not matter who tells whom, how often, in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 from snapshotd.core.protection import Slots, demanded, newest_protected
 from snapshotd.core.release import abandoned, released
@@ -53,8 +54,13 @@ def stated(known: JobFacts | None, decision: Decision) -> JobFacts:
     return merge(known, fresh)
 
 
-def advance(known: JobFacts, slots: Slots) -> JobFacts:
-    """Draw the conclusions that the slots' facts allow: released or abandoned, committed."""
+def advance(
+    known: JobFacts, slots: Slots, heard: Mapping[str, int] = MappingProxyType({})
+) -> JobFacts:
+    """Draw the conclusions that the slots' facts allow: released or abandoned, committed.
+
+    `heard` is the newest epoch that each node knew when it told of its slots.
+    """
     pending = known.pending
     if pending is not None and not pending.refusal and released(pending, slots):
         # In the groups that keep it on, what is handed on is as protected as it was.
@@ -68,7 +74,7 @@ def advance(known: JobFacts, slots: Slots) -> JobFacts:
             committed_in=known.committed_in if kept else 0,
             decision=pending,
         )
-    elif pending is not None and abandoned(pending, slots, known.epoch):
+    elif pending is not None and abandoned(pending, slots, heard):
         known = replace(known, pending=None)
     if known.decision is None or known.restoring:
         return known

@@ -6,7 +6,7 @@ facts that it has.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from snapshotd.core.protection import Slots
 from snapshotd.metadata import Decision, DecisionId, SlotFacts, TrainerFacts
@@ -29,27 +29,32 @@ def released(decision: Decision, slots: Slots) -> bool:
     return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
 
 
-def abandoned(decision: Decision, slots: Slots, newest: int) -> bool:
+def abandoned(decision: Decision, slots: Slots, heard: Mapping[str, int]) -> bool:
     """Whether those it is for are gone, so that it will not be released, or is read by nobody.
 
     A restore needs all of them. It is given up where a home tells of somebody else, or of nobody,
     and has surely not staged it: else others may have seen it released. A refusal is kept as long
     as anybody waits.
 
-    `newest` is the newest epoch that is known. A later decision of an epoch up to it is pending no
-    more, or this one would not be: so it is over, and it does not matter who has staged it.
+    `heard` is the newest epoch that each node knew when it told of its slots. Of one that had not
+    heard of the decision, the facts may be older than it, and its trainer not there yet. A later
+    decision of an epoch that was heard of is pending no more, or this one would not be: so it is
+    over, and it does not matter who has staged it.
     """
     if decision.refusal:
         trainers = (f.trainer for f in slots.values())
         return not any(t and t.waiting and t.incarnation in decision.incarnations for t in trainers)
-    vows = (v for f in slots.values() for v in f.vows if v.job == decision.job and v.staged)
-    over = range(decision.id.epoch + 1, newest + 1)
-    if any(v.staged != decision.id and v.staged.epoch not in over for v in vows):
+    vows = (v for f in slots.values() for v in f.vows if v.job == decision.job)
+    staged = {v.staged for v in vows if v.staged} - {decision.id}
+    over = range(decision.id.epoch + 1, max(heard.values(), default=0) + 1)
+    if any(other.epoch not in over for other in staged):
         return False  # another one, of which that is not known
     for member in (m for g in decision.groups for m in g.members):
         facts = slots.get(member.home)
         if facts is None or not facts.address or facts.has_staged(decision) is not False:
             continue  # nothing is known of it now, or not enough
+        if heard.get(member.home.node, 0) < decision.id.epoch:
+            continue
         here = facts.trainer.incarnation if facts.trainer else ""
         if here != decision.incarnations[member.shard]:
             return True

@@ -149,12 +149,14 @@ def test_protection_returns_once_those_who_were_to_restore_are_gone() -> None:
     there = {**slots, Home("d", 0): SlotFacts(0, "up", new[1])}
     left = SlotFacts(0, "up", vows=(Vow(JOB, 1, other.id),))  # it had staged: others saw that
     for waits in (slots, unheard, unsure, there, {**slots, Home("d", 0): left}):
-        assert advance(known, waits) == known, "the restore may still be released"
+        assert advance(known, waits, {"d": 2}) == known, "the restore may still be released"
         assert "being restored in epoch 2" in out_of_epoch(trainer(0), known)
     never = {**slots, Home("d", 0): SlotFacts(0, "up", vows=(Vow(JOB, 1),))}
     earlier = SlotFacts(0, "up", vows=(Vow(JOB, 1, DecisionId(2, "a")),))
-    assert advance(known, {**never, Home("e", 0): earlier}) == known, "that may be released"
-    gone = advance(known, never)
+    with_earlier = {**never, Home("e", 0): earlier}
+    assert advance(known, with_earlier, {"d": 2}) == known, "that may be released"
+    assert advance(known, never, {"a": 2, "d": 1}) == known, "its trainer may have come since"
+    gone = advance(known, never, {"d": 2})
     assert (gone.committed, gone.pending, gone.epoch) == (Version(1, 4), None, 2)
     assert out_of_epoch(trainer(0), gone) == ""
 
@@ -170,7 +172,8 @@ def test_an_older_restore_that_is_pending_again_is_over_when_its_trainers_are_go
 
     def told(epoch: int) -> JobFacts:
         later = SlotFacts(0, "up", vows=(Vow(JOB, 1, DecisionId(epoch, "a")),))
-        return advance(again, {**slots_with(4), Home("d", 0): gone, Home("e", 0): later})
+        slots = {**slots_with(4), Home("d", 0): gone, Home("e", 0): later}
+        return advance(again, slots, {"a": 3, "d": 2})
 
     assert told(3).pending is None, "that one is over, whoever had staged it"
     assert told(3).committed == Version(1, 4)
