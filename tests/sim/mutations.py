@@ -236,6 +236,27 @@ def _a_restore_whose_trainers_are_gone_stays_pending() -> list[Patch]:
     return [(commit, "abandoned", lambda *_: False)]
 
 
+def _who_has_not_heard_of_a_restore_gives_it_up() -> list[Patch]:
+    real = release.abandoned
+
+    def abandoned(decision: Decision, slots: Slots, _: object) -> bool:
+        return real(decision, slots, {home.node: decision.id.epoch for home in slots})
+
+    return [(commit, "abandoned", abandoned)]
+
+
+def _who_adopts_a_fresh_start_is_silent_of_it() -> list[Patch]:
+    real = slot.SlotMachine._adopt
+
+    def adopt(mind: slot.SlotMachine, trainer: Any, decision: Decision) -> Any:
+        before = dict(mind._vows._staged)
+        instructions = real(mind, trainer, decision)
+        mind._vows._staged = before
+        return instructions
+
+    return [(slot.SlotMachine, "_adopt", adopt)]
+
+
 def _nothing_is_freed() -> list[Patch]:
     return [(slot.SlotMachine, "_frees", lambda _: [])]
 
@@ -574,6 +595,8 @@ STARTS: dict[Callable[[], list[Patch]], int] = {
     _abort_what_a_member_sealed: 0,
     _what_was_lost_before_its_parity_came_counts_after_all: 3055,
     _a_restore_whose_trainers_are_gone_stays_pending: 256017,
+    _who_has_not_heard_of_a_restore_gives_it_up: 20403,
+    _who_adopts_a_fresh_start_is_silent_of_it: 12761,
     _nothing_is_freed: 2,
     _released_before_all_have_staged: 3,
     _an_answer_for_another_incarnation: 2,

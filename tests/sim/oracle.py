@@ -22,6 +22,7 @@ from snapshotd.metadata import (
     Version,
 )
 
+from .answers import Answers
 from .memory import Block, Holding, Key, digest, key_of, row_of
 from .promise import Promise, facts_of
 from .trainer import JOB, Trainer
@@ -47,8 +48,7 @@ class Oracle:
         self._sealed: set[tuple[int, Version]] = set()
         self._stood: set[tuple[Home, Key, int]] = set()
         self._had: dict[Home, set[Key]] = defaultdict(set)
-        self._answers: dict[tuple[str, ...], Decision] = {}
-        self._lineages: dict[int, Decision] = {}
+        self._answers = Answers(cluster)
         self._decisions: dict[DecisionId, Decision] = {}
         self._points: dict[str, JobFacts] = {}  # node -> what it said last
         self._heard: dict[tuple[str, int, str], tuple[str, int]] = {}
@@ -74,23 +74,29 @@ class Oracle:
         self.restores += 1
 
     def answered(self, trainer: Trainer, decision: Decision) -> None:
-        """All ranks of one set of incarnations get the same decision, each once."""
-        rank = f"rank {trainer.shard} of {decision.id}"
-        mine = decision.incarnations[trainer.shard] == trainer.incarnation
-        must(mine, "an answer is for the one who asked", rank)
-        must(trainer.decision is None and not trainer.refused, "one answer a trainer", rank)
-        first = self._answers.setdefault(decision.incarnations, decision)
-        must(first == decision, "one answer a start", f"{first.id} and {decision.id}")
+        """A trainer gets its answer; where a version is restored, all have staged it."""
+        self._answers.given(trainer, decision)
         if decision.refusal:
             self.refusals += 1
             return
-        first = self._lineages.setdefault(decision.id.epoch, decision)
-        must(first == decision, "one answer an epoch", f"{first.id} and {decision.id}")
         for group in decision.groups if not decision.saved_world else ():
             for member in group.members if decision.restore else ():
                 key: Key = (JOB, decision.restore or Version(0, 0), member.shard)
                 staged = key in self._had[member.home]
-                must(staged, "an answer comes when all have staged", f"{rank}: {member.home}")
+                text = f"rank {trainer.shard} of {decision.id}: {member.home}"
+                must(staged, "an answer comes when all have staged", text)
+
+    def unremembered(self, epoch: int) -> None:
+        """Nothing is left of an epoch: whatever was written in it need not be told apart."""
+        for written in (self._truth, self._digests):
+            for named in [n for n in written if n[1].epoch == epoch]:
+                del written[named]
+        self._sealed = {n for n in self._sealed if n[1].epoch != epoch}
+        self._stood = {n for n in self._stood if n[1][1].epoch != epoch}
+        for home, keys in self._had.items():
+            self._had[home] = {key for key in keys if key[1].epoch != epoch}
+        if self.point is not None and self.point.lineage == epoch:
+            self.forgotten()
 
     def attached(self, slot: Slot, trainer: TrainerFacts) -> None:
         assert slot.machine is not None, "it was attached to"
@@ -193,6 +199,7 @@ class Oracle:
             return
         if before is not None:
             _check_forward(node.name, before, job)
+        self._answers.concluded(node.name, before, job)
         self._points[node.name] = job
         if job.economy.rows_less:
             self._saving(job)
@@ -281,7 +288,7 @@ class Oracle:
 
     def _decision_of(self, job: JobFacts) -> Decision | None:
         """The decision that its lineage began with, where this node knows no more than a record."""
-        return job.decision or self._lineages.get(job.lineage)
+        return job.decision or self._answers.of(job.lineage)
 
     def _commit(self, job: JobFacts, version: Version, decision: Decision) -> None:
         self.commits += 1
@@ -372,8 +379,6 @@ def _check_forward(node: str, before: JobFacts, now: JobFacts) -> None:
     if before.decision is not None:
         newer = now.decision is not None and now.decision.id >= before.decision.id
         must(newer, law, f"{node}: the decision went back")
-    if before.pending is not None and now.pending is not None:
-        must(now.pending.id >= before.pending.id, law, f"{node}: the pending decision went back")
     if now.lineage == before.lineage:
         grown = _version(now) >= _version(before)
         must(grown, "the watermark never moves back", f"{node}: {before.committed} {now.committed}")
