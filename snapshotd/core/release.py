@@ -15,7 +15,8 @@ from snapshotd.metadata import Decision, DecisionId, SlotFacts, TrainerFacts
 def released(decision: Decision, slots: Slots) -> bool:
     """Whether every trainer's slot has staged the decision, also where the trainer is gone since.
 
-    Once it is true it stays so, for whoever sees it later than others did.
+    Once it is true it stays so, for whoever sees it later than others did; but where there is no
+    other trainer, there is nobody for whom it must.
     """
     staged = {
         f.trainer.shard: f.trainer.incarnation
@@ -24,7 +25,7 @@ def released(decision: Decision, slots: Slots) -> bool:
     }
     for member in (m for g in decision.groups for m in g.members):
         facts = slots.get(member.home)
-        if facts is not None and facts.has_staged(decision):
+        if facts is not None and facts.has_staged(decision) and decision.world > 1:
             staged[member.shard] = decision.incarnations[member.shard]
     return all(staged.get(s) == who for s, who in enumerate(decision.incarnations))
 
@@ -33,8 +34,8 @@ def abandoned(decision: Decision, slots: Slots, heard: Mapping[str, int]) -> boo
     """Whether those it is for are gone, so that it will not be released, or is read by nobody.
 
     A restore needs all of them. It is given up where a home tells of somebody else, or of nobody,
-    and has surely not staged it: else others may have seen it released. A refusal is kept as long
-    as anybody waits.
+    and has surely not staged it: else others may have seen it released, where there are others. A
+    refusal is kept as long as anybody waits.
 
     `heard` is the newest epoch that each node knew when it told of its slots. Of one that had not
     heard of the decision, the facts may be older than it, and its trainer not there yet. A later
@@ -51,8 +52,11 @@ def abandoned(decision: Decision, slots: Slots, heard: Mapping[str, int]) -> boo
         return False  # another one, of which that is not known
     for member in (m for g in decision.groups for m in g.members):
         facts = slots.get(member.home)
-        if facts is None or not facts.address or facts.has_staged(decision) is not False:
-            continue  # nothing is known of it now, or not enough
+        if facts is None or not facts.address:
+            continue  # nothing is known of it now
+        has_staged = facts.has_staged(decision)
+        if has_staged is None or (has_staged and decision.world > 1):
+            continue
         if heard.get(member.home.node, 0) < decision.id.epoch:
             continue
         here = facts.trainer.incarnation if facts.trainer else ""

@@ -161,6 +161,19 @@ def test_protection_returns_once_those_who_were_to_restore_are_gone() -> None:
     assert out_of_epoch(trainer(0), gone) == ""
 
 
+def test_what_only_one_that_is_gone_had_staged_is_given_up() -> None:
+    """Nobody else was to be answered, and others may train."""
+    alone = Decision(
+        DecisionId(2, "c"), JOB, 1, (Group((Member(0, Home("c", 0)),), 0),), ("p",), Version(1, 3)
+    )
+    known = replace(settled(Version(1, 3)), pending=alone, epoch=2)
+    left = SlotFacts(0, "up", vows=(Vow(JOB, 1, alone.id),))
+    after = advance(known, {**slots_with(4), Home("c", 0): left}, {"c": 2})
+    assert (after.committed, after.pending, after.lineage) == (Version(1, 4), None, 1)
+    young = {**slots_with(4), Home("c", 0): SlotFacts(0, "up", vows=(Vow(JOB, 2),))}
+    assert advance(known, young, {"c": 2}) == known, "its trainer may come back"
+
+
 def test_an_older_restore_that_is_pending_again_is_over_when_its_trainers_are_gone() -> None:
     """A later one hid it, and is over. Some node had not heard of that one, and tells of this."""
     who = (Member(0, Home("c", 0)), Member(1, Home("d", 0)))
