@@ -135,7 +135,13 @@ class Filling:
         """What was sealed, once it is. Raises PeerError: it never will be."""
         while self._record is None:
             await self._more()
+        self.check()
         return self._record
+
+    def check(self) -> None:
+        """Raises PeerError: it was given up."""
+        if self._given_up:
+            raise PeerError(f"{self.version} was not sealed: {self._given_up}")
 
     def spoil(self, reason: str) -> None:
         """Bytes have changed that stood: it must not be sealed."""
@@ -143,8 +149,7 @@ class Filling:
         self._give_up(reason)
 
     async def _more(self) -> None:
-        if self._given_up:
-            raise PeerError(f"{self.version} was not sealed: {self._given_up}")
+        self.check()
         await self._news.wait()
 
     def _standing(self, at: int) -> int:

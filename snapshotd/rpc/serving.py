@@ -58,6 +58,9 @@ class Image(Protocol):
 
     def image(self, image_bytes: int) -> memoryview: ...
 
+    def check(self) -> None:
+        """Raises PeerError: it was given up, and its memory is wanted."""
+
     async def standing(self, at: int, count: int) -> int:
         """How far it may be read from `at` on, once `count` bytes may.
 
@@ -81,6 +84,9 @@ class SealedImage:
         self.image = sealed.image
         self.image_bytes = self._record.image_bytes
         self.digests = self._record.grain_digests
+
+    def check(self) -> None:
+        """It is never given up."""
 
     async def standing(self, _at: int, _count: int) -> int:
         return self.image_bytes
@@ -241,9 +247,11 @@ class Blocks:
 
         Raises:
             DamagedBytes: they are not what they were when they were first read.
+            PeerError: they were given up since.
         """
         with source.image(source.image_bytes) as image:
             for at in range(start, end, TRANSFER_BYTES):
+                source.check()
                 with image[at : min(at + TRANSFER_BYTES, end)] as chunk:
                     # Here, and not at the reader's only: it is this node that must lose it.
                     check_range(chunk, at, source.image_bytes, source.digests)

@@ -14,6 +14,7 @@ from snapshotd.rpc.block_client import BlocksClient
 from snapshotd.rpc.block_reader import BlockReader
 from snapshotd.rpc.channels import Peer
 from snapshotd.rpc.serving import PATIENCE, Record
+from snapshotd.rpc.streaming import Bandwidth
 from snapshotd.wire.protocol import TRANSFER_BYTES
 from snapshotd.wire.v1 import node_pb2 as pb
 from tests.contract.planes import NAMES, STALL_S, VERSION, Holder, Plane, Source, record_of
@@ -22,6 +23,10 @@ from tests.contract.test_planes import bytes_of, made, script_of, whole
 __all__ = ["made"]  # a fixture
 
 IMAGE = bytes_of(3 * TRANSFER_BYTES + 4097)
+
+
+def digests_of(image: bytes) -> bytes:
+    return grain_digests(memoryview(image))
 
 
 @pytest.fixture(params=NAMES)
@@ -35,6 +40,7 @@ class Written:
 
     bytes: bytearray = field(default_factory=lambda: bytearray(IMAGE))
     stands: int = 0
+    digests: bytes = digests_of(IMAGE)
     sealed: Record | None = None
     failure: str = ""
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -43,16 +49,16 @@ class Written:
     def image_bytes(self) -> int:
         return len(self.bytes)
 
-    @property
-    def digests(self) -> bytes:
-        return grain_digests(memoryview(IMAGE))
-
     def image(self, image_bytes: int) -> memoryview:
         return memoryview(self.bytes)[:image_bytes]
 
     async def standing(self, at: int, count: int) -> int:
         await self._until(lambda: self.stands >= at + count)
         return self.stands
+
+    def check(self) -> None:
+        if self.failure:
+            raise PeerError(self.failure)
 
     async def record(self) -> Record:
         await self._until(lambda: self.sealed is not None)
@@ -150,6 +156,32 @@ def test_an_image_that_is_given_up_or_stands_still(plane: Plane, stands: int, wh
                 await coming
             assert not isinstance(caught.value, Misbehaved)
             reader.cancel()
+        assert source.pinned == 0
+
+    asyncio.run(act())
+
+
+async def drained(reader: BlockReader) -> None:
+    while True:
+        await reader.chunk()
+
+
+def test_what_is_given_up_is_sent_no_further(plane: Plane) -> None:
+    """Its memory is wanted, also where the reader could have gone on for long."""
+    image = bytes_of(12 * TRANSFER_BYTES)
+
+    async def act() -> None:
+        written = Written(bytearray(image), stands=len(image), digests=digests_of(image))
+        source = source_of(written)
+        slow = Bandwidth(32 * TRANSFER_BYTES)
+        async with plane.serving(source, Holder(0), slow) as peer, plane.client() as client:
+            reader = client.follow(peer, "job", VERSION, 0, len(image), 0, len(image))
+            await reader.chunk()
+            await written.say(failure="it was torn")
+            with pytest.raises(PeerError, match="it was torn"):
+                await drained(reader)
+            reader.cancel()
+        assert source.sent_bytes < len(image)
         assert source.pinned == 0
 
     asyncio.run(act())

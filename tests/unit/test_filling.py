@@ -21,6 +21,7 @@ from snapshotd.memory.budget import Budget
 from snapshotd.memory.states import State
 from snapshotd.metadata import Home, Version
 from snapshotd.wire.protocol import grain_bytes
+from snapshotd.wire.v1.segment_pb2 import SealRecord
 
 IMAGE = os.urandom(2_000_003)
 GRAIN = grain_bytes(len(IMAGE))
@@ -237,6 +238,7 @@ def test_another_length_than_was_claimed_ends_what_peers_read(vault: Vault) -> N
     async def follow() -> None:
         filling = await begun(vault, Tasks())
         await filling.finish(len(IMAGE) - 1)
+        filling.sealed(SealRecord(image_bytes=len(IMAGE) - 1))
         with pytest.raises(PeerError, match="and was to have"):
             await filling.record()
 
