@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from snapshotd.core.instructions import Deny, Grant
@@ -50,7 +51,8 @@ class Buffer:
             self._vault.give_back(segment)  # the trainer went away meanwhile
             return
         size, blocks = grant.image_bytes, grant.blocks
-        self.filling = Filling(segment, version, size, blocks, self._smp.start)
+        is_freed = partial(self._vault.is_freed, segment)
+        self.filling = Filling(segment, version, size, blocks, self._smp.start, is_freed)
         self._vault.grows(grant.job, version, grant.shard, self.filling)
         point("smp.grant.begun")
         await self._smp.desk.granted(self.filling)

@@ -38,6 +38,7 @@ class Filling:
         image_bytes: that it was claimed for.
         blocks: in how many its group codes the image.
         start: runs a task beside all others.
+        is_freed: whether nothing but its readers keeps the segment.
 
     Attributes:
         block_bytes: length of a block, the last ones shorter.
@@ -51,7 +52,9 @@ class Filling:
         image_bytes: int,
         blocks: int,
         start: Callable[[Coroutine[Any, Any, None]], object],
+        is_freed: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_freed = is_freed
         self.segment = segment
         self.version = version
         self.image_bytes = image_bytes
@@ -139,9 +142,11 @@ class Filling:
         return self._record
 
     def check(self) -> None:
-        """Raises PeerError: it was given up."""
+        """Raises PeerError: it was given up, or freed."""
         if self._given_up:
             raise PeerError(f"{self.version} was not sealed: {self._given_up}")
+        if self._is_freed():
+            raise PeerError(f"{self.version} is not needed any more")
 
     def spoil(self, reason: str) -> None:
         """Bytes have changed that stood: it must not be sealed."""

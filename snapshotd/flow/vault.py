@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from threading import Lock
 from typing import Protocol
 
@@ -341,11 +342,14 @@ class Vault:
 
     @contextmanager
     def following(self, job: str, version: Version, what: What) -> Iterator[Image]:
-        """As `reading`, of a segment that is sealed, or still filled."""
+        """As `reading`, of a segment that is sealed, or still filled; it ends when that is freed.
+
+        Who follows an image codes it, and nobody needs parity of what was freed.
+        """
         growing = self._growing.get((job, version, what))
         if growing is None:
             with self.reading(job, version, what) as segment:
-                yield SealedImage(segment)
+                yield SealedImage(segment, partial(self.is_freed, segment))
             return
         segment = growing.segment
         segment.pin()

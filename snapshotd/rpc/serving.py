@@ -7,7 +7,7 @@ is pinned until the reader is done or gone.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Final, Protocol, TypeVar
@@ -59,7 +59,7 @@ class Image(Protocol):
     def image(self, image_bytes: int) -> memoryview: ...
 
     def check(self) -> None:
-        """Raises PeerError: it was given up, and its memory is wanted."""
+        """Raises PeerError: it was given up, or freed, and its memory is wanted."""
 
     async def standing(self, at: int, count: int) -> int:
         """How far it may be read from `at` on, once `count` bytes may.
@@ -75,18 +75,25 @@ class Image(Protocol):
 class SealedImage:
     """A sealed segment as an Image: all of it stands.
 
+    Args:
+        sealed: the segment.
+        is_freed: whether nothing but its readers keeps it.
+
     Raises:
         DamagedBytes: its record is not what was sealed.
     """
 
-    def __init__(self, sealed: Sealed) -> None:
+    def __init__(self, sealed: Sealed, is_freed: Callable[[], bool] = lambda: False) -> None:
+        self._is_freed = is_freed
         self._record = sealed.record
         self.image = sealed.image
         self.image_bytes = self._record.image_bytes
         self.digests = self._record.grain_digests
 
     def check(self) -> None:
-        """It is never given up."""
+        """Raises PeerError: it was freed."""
+        if self._is_freed():
+            raise PeerError("it is not needed any more")
 
     async def standing(self, _at: int, _count: int) -> int:
         return self.image_bytes

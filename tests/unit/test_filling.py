@@ -6,6 +6,8 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,7 +60,8 @@ async def begun(vault: Vault, tasks: Tasks, blocks: int = 1) -> Filling:
     segment = await vault.begin_data("job", 0, VERSION, len(IMAGE))
     with segment.image(len(IMAGE)) as image:
         image[:] = IMAGE
-    filling = Filling(segment, VERSION, len(IMAGE), blocks, tasks.start)
+    is_freed = partial(vault.is_freed, segment)
+    filling = Filling(segment, VERSION, len(IMAGE), blocks, tasks.start, is_freed)
     vault.grows("job", VERSION, 0, filling)
     return filling
 
@@ -257,5 +260,29 @@ def test_what_a_peer_finds_damaged_is_never_sealed(vault: Vault) -> None:
             await filling.finish(len(IMAGE))
         with pytest.raises(PeerError, match="byte 7 differs"):
             await filling.record()
+
+    asyncio.run(follow())
+
+
+@pytest.mark.parametrize("sealed_before", [False, True])
+def test_a_peer_leaves_when_what_was_sealed_is_freed(vault: Vault, sealed_before: bool) -> None:
+    """Nobody needs parity of it, and its memory is wanted."""
+
+    async def follow() -> None:
+        filling = await begun(vault, Tasks())
+        with ExitStack() as stack:
+            if not sealed_before:
+                image = stack.enter_context(vault.following("job", VERSION, 0))
+            digests = await filling.finish(len(IMAGE))
+            holding = await vault.seal_data(filling.segment, 1, len(IMAGE), 0, digests)
+            vault.enter(filling.segment)
+            filling.sealed(filling.segment.record)
+            if sealed_before:
+                image = stack.enter_context(vault.following("job", VERSION, 0))
+            image.check()
+            vault.free(holding)
+            with pytest.raises(PeerError, match="not needed any more"):
+                image.check()
+        assert filling.segment.state is State.FREE
 
     asyncio.run(follow())
