@@ -1,6 +1,8 @@
-"""What a sealed segment holds, by what its record says of itself."""
+"""What a segment holds, sealed, by what its record says of itself, or still filled."""
 
 from __future__ import annotations
+
+from typing import Protocol
 
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.errors import DamagedBytes, RequestError
@@ -8,11 +10,21 @@ from snapshotd.memory.segment import Segment
 from snapshotd.metadata import DataHolding, ParityHolding, ParityPlace, Version
 from snapshotd.rpc.checks import check_job, check_seal
 from snapshotd.rpc.convert import place_from, version_from
-from snapshotd.rpc.serving import Record, What
+from snapshotd.rpc.serving import Image, Record, What
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 #: Job, version, and shard or place: what names the bytes of a segment.
 Key = tuple[str, Version, What]
+
+
+class Growing(Image, Protocol):
+    """What peers may read of a buffer that is filled."""
+
+    @property
+    def segment(self) -> Segment: ...
+
+    def spoil(self, reason: str) -> None:
+        """Bytes have changed that stood."""
 
 
 def key_of(holding: DataHolding | ParityHolding) -> Key:

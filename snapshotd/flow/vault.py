@@ -12,13 +12,12 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from threading import Lock
-from typing import Protocol
 
 from snapshotd.core.repeats import Ranges, Repeats, fingerprint
 from snapshotd.core.slot import SlotMachine
 from snapshotd.core.stripes import parity_bytes
 from snapshotd.errors import DamagedBytes, NoRoom, RequestError
-from snapshotd.flow.holdings import Key, describe, key_of
+from snapshotd.flow.holdings import Growing, Key, describe, key_of
 from snapshotd.flow.threads import to_the_end
 from snapshotd.memory.arena import Arena
 from snapshotd.memory.records import parity_record_bytes, seal_record_bytes
@@ -31,16 +30,6 @@ from snapshotd.wire.protocol import ErrorCode
 from snapshotd.wire.v1 import segment_pb2 as seg
 
 log = logging.getLogger(__name__)
-
-
-class Growing(Image, Protocol):
-    """What peers may read of a buffer that is filled."""
-
-    @property
-    def segment(self) -> Segment: ...
-
-    def spoil(self, reason: str) -> None:
-        """Bytes have changed that stood."""
 
 
 class Vault:
@@ -57,6 +46,7 @@ class Vault:
         self._condemned: dict[Segment, str] = {}  # damaged, and still being read: why
         self._unentered: set[Segment] = set()  # being filled; neither in the books nor free
         self._growing: dict[Key, Growing] = {}  # of these, what peers may read meanwhile
+        self._followed: list[Segment] = []  # once for each who does; he leaves when it is freed
         self._counting = Lock()  # blocks are sent and received in threads
         self._sent_bytes = 0
         self._received_bytes = 0
@@ -177,8 +167,9 @@ class Vault:
         try:
             yield
         except NoRoom:
-            self.on_no_room(job, largest_bytes)
-            raise
+            if not any(segment in self._followed for segment in self._doomed):
+                self.on_no_room(job, largest_bytes)
+            raise  # or it comes free in a moment, for which nothing need be given up
 
     async def _begun(
         self, kind: Kind, image_bytes: int, record_bytes: int, begin: Callable[[Segment], None]
@@ -342,19 +333,17 @@ class Vault:
 
     @contextmanager
     def following(self, job: str, version: Version, what: What) -> Iterator[Image]:
-        """As `reading`, of a segment that is sealed, or still filled; it ends when that is freed.
-
-        Who follows an image codes it, and nobody needs parity of what was freed.
-        """
+        """As `reading`, of what is sealed or still filled; to code it, so what is freed ends it."""
         growing = self._growing.get((job, version, what))
         if growing is None:
-            with self.reading(job, version, what) as segment:
+            with self.reading(job, version, what) as segment, self._noting_follower(segment):
                 yield SealedImage(segment, partial(self.is_freed, segment))
             return
         segment = growing.segment
         segment.pin()
         try:
-            yield growing
+            with self._noting_follower(segment):
+                yield growing
         except DamagedBytes as error:
             if self._sealed.get((job, version, what)) is segment:
                 self.quarantine(describe(segment), str(error))
@@ -364,6 +353,14 @@ class Vault:
         finally:
             segment.unpin()
             self._let_go(segment)
+
+    @contextmanager
+    def _noting_follower(self, segment: Segment) -> Iterator[None]:
+        self._followed.append(segment)
+        try:
+            yield
+        finally:
+            self._followed.remove(segment)
 
     def replace(self, segment: Segment) -> None:
         """Enter a block that was computed anew, in place of an older one. Raises DamagedBytes."""

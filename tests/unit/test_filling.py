@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import pytest
 
 from snapshotd.coding.digest import grain_digests
 from snapshotd.core.slot import SlotMachine
-from snapshotd.errors import PeerError, RequestError
+from snapshotd.errors import NoRoom, PeerError, RequestError
 from snapshotd.flow import filling as module
 from snapshotd.flow.filling import Filling
 from snapshotd.flow.vault import Vault
@@ -286,3 +286,23 @@ def test_a_peer_leaves_when_what_was_sealed_is_freed(vault: Vault, sealed_before
         assert filling.segment.state is State.FREE
 
     asyncio.run(follow())
+
+
+@pytest.mark.parametrize("followed", [False, True])
+def test_memory_that_followers_are_about_to_leave_is_no_shortage(
+    vault: Vault, followed: bool
+) -> None:
+    """Parity would be given up for it."""
+    short: list[str] = []
+    vault.on_no_room = lambda job, _bytes: short.append(job)
+
+    async def claim() -> None:
+        filling = await begun(vault, Tasks())
+        with vault.following("job", VERSION, 0) if followed else nullcontext():
+            await filling.give_back(vault)
+            with pytest.raises(NoRoom):
+                await vault.begin_data("job", 0, Version(1, 6), 65 << 20)
+        assert short == ([] if followed else ["job"])
+        assert filling.segment.state is State.FREE
+
+    asyncio.run(claim())
