@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 from snapshotd.core.protection import parity_homes
 from snapshotd.core.slot import SlotMachine
@@ -55,7 +56,10 @@ class Intake:
             self._arriving.discard(key)
             raise
         point("smp.store.opened")
-        return IncomingBlock(self, segment, opening.image_bytes, opening.shard_bytes, key, sender)
+        still_wanted = partial(self._check_wanted, opening, place)
+        return IncomingBlock(
+            self, segment, opening.image_bytes, opening.shard_bytes, key, sender, still_wanted
+        )
 
     def _check_wanted(self, opening: pb.StoreOpening, place: ParityPlace) -> str:
         """Refuse what this slot is not to keep; returns the node of the sender."""
@@ -97,7 +101,9 @@ class IncomingBlock:
         shard_bytes: Sequence[int],
         key: Arrival,
         sender: str,
+        still_wanted: Callable[[], object],
     ) -> None:
+        self._still_wanted = still_wanted
         self._shard_bytes = list(shard_bytes)
         self._sender = sender
         self._intake = intake
@@ -118,6 +124,7 @@ class IncomingBlock:
     async def _finish(self, record: seg.ParityRecord, digests: bytes) -> None:
         try:
             job, version, place = self._key
+            self._still_wanted()  # what trainers write is coded for long, and epochs end
             record.DiscardUnknownFields()  # they would be kept, and nobody has made room for them
             self._check_record(record, job, version, place)
             if digests != record.grain_digests:

@@ -272,3 +272,20 @@ def test_a_source_that_lies(plane: Plane, lie: str) -> None:
         assert caught.value.misdeed == misdeed
 
     asyncio.run(act())
+
+
+@pytest.mark.parametrize("count", [0, TRANSFER_BYTES])
+def test_an_image_of_another_length_than_was_told(plane: Plane, count: int) -> None:
+    """A trainer may write less than it had said: that is held against nobody."""
+
+    async def act() -> None:
+        source = source_of(None)
+        async with plane.serving(source, Holder(0)) as peer, plane.client() as client:
+            reader = client.follow(peer, "job", VERSION, 0, len(IMAGE) + 1, 0, count)
+            with pytest.raises(PeerError, match=f"asked for, it has {len(IMAGE)}") as caught:
+                await (reader.chunk() if count else reader.record())
+            assert not isinstance(caught.value, Misbehaved)
+            reader.cancel()
+        assert source.pinned == 0
+
+    asyncio.run(act())

@@ -10,6 +10,7 @@ from snapshotd.core.recovery import Decode, find_shard
 from snapshotd.core.trust import FIRST_PAUSE_S, Misdeed
 from snapshotd.errors import DamagedBytes, PeerError
 from snapshotd.flow.transfer import Transfers
+from snapshotd.metadata import Orders
 from snapshotd.rpc.block_service import BlocksService
 from snapshotd.rpc.framing import parse_request
 from snapshotd.rpc.serving import Serving
@@ -98,6 +99,32 @@ def test_a_wrong_stream(parts: list[Any], misdeed: Misdeed, what: str) -> None:
             await refused(service, parts)
         assert memory.conduct._trust.accusations(0.0)[0].cut_off_s == FIRST_PAUSE_S
         assert "is cut off for" in await refused(service, [OPENING, CHUNK, RECORD])
+        memory.arena.close()
+
+    with room() as path:
+        run(act(Memory(path)))
+
+
+def test_parity_whose_epoch_ends_while_it_comes() -> None:
+    """It was wanted when it began, and is not when it is whole; nobody is to blame."""
+
+    async def act(memory: Memory) -> None:
+        await memory.vault.adopt()
+        memory.machine.orders = orders()
+        service = BlocksService(Serving(memory.vault, memory.intake, "test", 5.0, None))
+
+        async def parts() -> Any:
+            yield parse_request(OPENING.SerializeToString())
+            yield parse_request(CHUNK.SerializeToString())
+            memory.machine.orders = Orders()
+            yield parse_request(RECORD.SerializeToString())
+
+        with pytest.raises(fuzz.Aborted) as caught:
+            await service.Store(parts(), fuzz.Call())
+        assert f"parity of epoch {VERSION.epoch} came while" in caught.value.details
+        assert memory.vault.held() == ()
+        assert all(segment.is_available for segment in memory.arena.segments)
+        assert memory.conduct._trust.accusations(0.0) == ()
         memory.arena.close()
 
     with room() as path:
