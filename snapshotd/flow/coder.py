@@ -7,6 +7,7 @@ is coded as it comes, and counts once each of the group has sealed the very byte
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from functools import partial
@@ -179,7 +180,13 @@ class Coder:
                 told = data_at(peers(), home, task.job, member.shard, task.version)
                 records[position] = as_told(record, told, str(home))
 
-        await all_of(*(ask(*member) for member in enumerate(task.group.members)))
+        # Twice: who writes may be waited for that long, and who hangs no longer.
+        bound_s = 2 * self._client.patience_s
+        try:
+            async with asyncio.timeout(bound_s):
+                await all_of(*(ask(*member) for member in enumerate(task.group.members)))
+        except TimeoutError as error:
+            raise PeerError(f"not all have sealed it {bound_s} s after it was coded") from error
         return [record for _, record in sorted(records.items())]
 
     async def _record(

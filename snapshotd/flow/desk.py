@@ -217,7 +217,9 @@ class TrainerDesk:
     def _passed(self, step: int) -> None:
         check_step(step)
         self._machine.passed(step)
-        self._smp.give_back()
+        filling = self._smp.buffer.filling
+        if filling is None or filling.version.step == step:
+            self._smp.give_back()
 
     # -- answers
 

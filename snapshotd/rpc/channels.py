@@ -146,5 +146,7 @@ def status_of(error: SnapshotdError) -> tuple[grpc.StatusCode, str]:
         code = grpc.StatusCode.RESOURCE_EXHAUSTED
     elif isinstance(error, DamagedBytes):
         code = grpc.StatusCode.DATA_LOSS
-    log.warning("refused a peer: %s", error)
+    # What is given up, or not there yet, is refused in the usual course, and tried again.
+    usual = isinstance(error, PeerError) and not isinstance(error, Misbehaved)
+    log.log(logging.INFO if usual else logging.WARNING, "refused a peer: %s", error)
     return code, str(error)

@@ -223,6 +223,8 @@ def test_a_trainer_that_breaks_every_rule_of_its_buffers(
     ):
         good = {"step": 1, "buffer": granted.buffer, "block_bytes": 9000}
         assert line.refused(copied=tp.Copied(**{**good, **wrong})).code == code
+    # Of another step than that in the buffer, which stays.
+    assert line.ask(**{"pass": tp.Pass(step=0)}).HasField("accepted")
     # Said twice in one breath: the second has nothing to speak of.
     written = tp.Written(step=1, buffer=granted.buffer, image_bytes=9000)
     first, twice = line.say(written=written), line.say(written=written)

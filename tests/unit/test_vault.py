@@ -13,6 +13,7 @@ import pytest
 from snapshotd.coding.codec import ZfecCodec
 from snapshotd.core.instructions import Encode
 from snapshotd.core.slot import SlotMachine
+from snapshotd.errors import PeerError
 from snapshotd.flow.coder import Coder
 from snapshotd.flow.conduct import Conduct
 from snapshotd.flow.holdings import describe
@@ -177,6 +178,33 @@ def test_a_coder_that_waits_for_others_does_not_free_what_its_row_has_become(
         coder = Coder(Home("n0", 0), vault, peer, ZfecCodec(), Conduct())
         await coder.encode(task, lambda: peers)
         assert [s.state for s in reused] == [State.WRITING]
+
+    with opened(shm_path) as vault:
+        asyncio.run(code(vault))
+
+
+def test_a_member_that_hangs_before_its_record_is_not_waited_for_for_long(shm_path: Path) -> None:
+    """The holders of other rows wait as well, and would take the coder for stalled."""
+    group = group_of_three(parity=2)
+
+    class Hangs(Peer):
+        patience_s = 0.05
+
+        def follow(self, *asked: object) -> Peer:
+            return Hangs(self._records, self._on_stored)
+
+        async def record(self, *of: object) -> seg.SealRecord:
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def code(vault: Vault) -> None:
+        records = await three_shards(vault)
+        task, peers = encode_of(group, records)
+        hangs = Hangs(records, lambda: asyncio.sleep(0))
+        coder = Coder(Home("n0", 0), vault, hangs, ZfecCodec(), Conduct())
+        with pytest.raises(PeerError, match="not all have sealed it"):
+            async with asyncio.timeout(20):
+                await coder.encode(task, lambda: peers)
 
     with opened(shm_path) as vault:
         asyncio.run(code(vault))
