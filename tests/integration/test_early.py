@@ -25,6 +25,21 @@ def nodes(cluster: Callable[..., Cluster]) -> list[Node]:
     return cluster().start(WORLD)
 
 
+def begin(ranks: list[Writer], step: int, part: float) -> None:
+    """All claim a step, then all write that part of each block, and say so."""
+    for writer in ranks:
+        writer.claim(step)
+    for writer in ranks:
+        writer.copy(part)
+
+
+def end(ranks: list[Writer]) -> None:
+    """They write the rest."""
+    for writer in ranks:
+        writer.copy(1.0)
+        writer.say_written()
+
+
 def sent(ranks: list[Writer]) -> list[int]:
     return [writer.sent_bytes() for writer in ranks]
 
@@ -49,10 +64,7 @@ def test_all_is_coded_before_anything_is_sealed_and_counts_when_all_is(
     patient = cluster()
     patient.timeouts |= {"rpc_s": 60.0, "restore_s": 120.0}  # nobody gives up, and reads twice
     with writers(patient.start(WORLD), IMAGES) as ranks:
-        for writer in ranks:
-            writer.claim(1)
-        for writer in ranks:
-            writer.copy(0.3)
+        begin(ranks, 1, 0.3)
         for writer in ranks:
             writer.copy(1.0)
         sizes = [len(w.image) for w in ranks]
@@ -70,20 +82,13 @@ def test_all_is_coded_before_anything_is_sealed_and_counts_when_all_is(
 
 def test_an_image_that_is_given_up_takes_what_was_coded_of_it_along(nodes: list[Node]) -> None:
     with writers(nodes, IMAGES) as ranks:
-        for writer in ranks:
-            writer.claim(1)
-        for writer in ranks:
-            writer.copy(0.6)
+        begin(ranks, 1, 0.6)
         eventually("something is with all coders", lambda: all(sent(ranks)))
-        for writer in ranks[:-1]:
-            writer.copy(1.0)
-            writer.say_written()
+        end(ranks[:-1])
         ranks[-1].give_up()
         for step in (2, 3):
-            for writer in ranks:
-                writer.claim(step)
-                writer.copy(1.0)
-                writer.say_written()
+            begin(ranks, step, 1.0)
+            end(ranks)
             is_committed(ranks, step)
         for writer in ranks:
             slot = writer.slot()
@@ -103,23 +108,15 @@ def given_up(nodes: list[Node]) -> None:
 
 def test_a_trainer_that_stands_still_in_its_copy_is_held_against_nobody(nodes: list[Node]) -> None:
     with writers(nodes, IMAGES) as ranks:
-        for writer in ranks:
-            writer.claim(1)
-        for writer in ranks:
-            writer.copy(0.6)
+        begin(ranks, 1, 0.6)
         given_up(nodes)
         before = sent(ranks)
-        for writer in ranks:
-            writer.copy(1.0)
-            writer.say_written()
+        end(ranks)
         is_committed(ranks, 1)
         assert not any(w.slot().accused for w in ranks)
         # The next ones are sent once, when they are sealed.
         for step in (2, 3):
-            for writer in ranks:
-                writer.claim(step)
-            for writer in ranks:
-                writer.copy(1.0)
+            begin(ranks, step, 1.0)
             for writer in ranks:
                 writer.say_written()
             is_committed(ranks, step)
@@ -132,10 +129,7 @@ def test_a_trainer_that_stands_still_in_its_copy_is_held_against_nobody(nodes: l
 def test_bytes_that_change_after_they_stood_are_never_served(nodes: list[Node]) -> None:
     """A trainer may write where it should not; its step is lost, and nobody is blamed."""
     with writers(nodes, IMAGES) as ranks:
-        for writer in ranks:
-            writer.claim(1)
-        for writer in ranks:
-            writer.copy(1.0)
+        begin(ranks, 1, 1.0)
         given_up(nodes)
         for writer in ranks:
             writer.flip(1_000_000)
@@ -143,26 +137,19 @@ def test_bytes_that_change_after_they_stood_are_never_served(nodes: list[Node]) 
             writer.say_written()
         eventually("it is found", lambda: any(w.slot().counters.quarantined for w in ranks))
         assert not any(committed(w.node) for w in ranks)
-        for writer in ranks:
-            writer.claim(2)
-            writer.copy(1.0)
-            writer.say_written()
+        begin(ranks, 2, 1.0)
+        end(ranks)
         is_committed(ranks, 2)
         assert not any(w.slot().accused for w in ranks)
 
 
 def test_a_node_that_is_lost_in_the_middle(nodes: list[Node]) -> None:
     with writers(nodes, IMAGES) as ranks:
-        for writer in ranks:
-            writer.claim(1)
-        for writer in ranks:
-            writer.copy(0.6)
+        begin(ranks, 1, 0.6)
         eventually("something is with a coder", lambda: sum(sent(ranks)))
         nodes[-1].lose()
         left = ranks[:-1]
-        for writer in left:
-            writer.copy(1.0)
-            writer.say_written()
+        end(left)
         eventually("they are sealed", lambda: all(w.slot().data for w in left))
         assert not any(committed(w.node) for w in left)
         assert not any(w.slot().parity for w in left)
@@ -178,10 +165,7 @@ def test_a_coder_that_waits_for_its_own_trainer_is_held_against_nobody(
     nodes = stern.start(4)
     images = [os.urandom(1_000_000 + 100_000 * rank) for rank in range(4)]
     with writers(nodes, images) as ranks:
-        for writer in ranks:
-            writer.claim(1)
-        for writer in ranks:
-            writer.copy(1.0)
+        begin(ranks, 1, 1.0)
         for writer in ranks[:-1]:
             writer.say_written()
         given_up(nodes)
