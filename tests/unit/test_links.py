@@ -69,8 +69,7 @@ def test_an_smp_that_cannot_tell_its_facts_any_more_ends(
         async with asyncio.timeout(10):
             with pytest.raises(OSError, match="no more"):
                 await link.run(lambda _: None)
-        await supervisor.gone.wait()
-        await server.stop()
+        await server.stop()  # it may have heard of it, or not
 
     asyncio.run(part())
     gc.collect()
