@@ -142,13 +142,20 @@ def test_a_node_that_comes_back_with_its_memory_is_not_rebuilt(
 def test_a_damaged_snapshot_has_the_one_before_it(
     cluster: Callable[..., Cluster], restarted: bool
 ) -> None:
-    """Two of three shards of the newest step are damaged, which one parity block cannot mend."""
+    """Two of three shards of the newest step are damaged, which one parity block cannot mend.
+
+    Both blocks of each: of one that is found first, the other's whole block would mend it.
+    """
     nodes = cluster().start(3)
     step = trained(nodes)
+    held = {n.name: [d for s in n.status().slots for d in s.data] for n in nodes}
     for node in nodes[:2]:
         if restarted:
             node.kill()
-        flip(committed_file(node, "data"), HEADER_BYTES + 5000)
+        damaged = committed_file(node, "data")
+        (size,) = {d.image_bytes for d in held[node.name] if d.version.step == step}
+        for part in (1, 3):
+            flip(damaged, HEADER_BYTES + part * size // 4)
     for node in nodes[:2] if restarted else ():
         node.start()
     job = resumes(nodes, step - 1)
