@@ -27,14 +27,13 @@ class Writing:
     Attributes:
         claim: what it waits for.
         filling: granted to it, or being sealed.
-        readable_bytes: of the image that is filled, once what stands of it may be read; else 0.
         lends: it is to be lent memory, and there is none.
     """
 
     def __init__(self, passed: int = 0) -> None:
         self.claim: Claim | None = None
         self.filling: Version | None = None
-        self.readable_bytes = 0
+        self._stands: tuple[Version, int] | None = None  # whose image others may read, its bytes
         self.lends = False
         self._passed = passed  # but for what is filled
 
@@ -45,9 +44,9 @@ class Writing:
 
     def unsealed(self, trainer: TrainerFacts | None) -> Unsealed | None:
         """What others may read of the image that `trainer` fills."""
-        if trainer is None or self.filling is None or not self.readable_bytes:
+        if trainer is None or self._stands is None or self._stands[0] != self.filling:
             return None
-        return Unsealed(trainer.job, trainer.shard, self.filling, self.readable_bytes)
+        return Unsealed(trainer.job, trainer.shard, *self._stands)
 
     def begin_at(self, step: int) -> None:
         """It was restored, and goes on with `step`."""
@@ -76,12 +75,11 @@ class Writing:
         """It has the buffer that it claimed."""
         self.claim = None
         self.filling = version
-        self.readable_bytes = 0
 
     def stands(self, version: Version, image_bytes: int) -> None:
         """Part of an image is written; nothing changes where it is not the one that is filled."""
         if self.filling == version:
-            self.readable_bytes = image_bytes
+            self._stands = version, image_bytes
 
     def give_up(self, step: int) -> None:
         """It goes on without a snapshot of `step`."""
@@ -89,12 +87,10 @@ class Writing:
             self.claim = None
         if self.filling is not None and self.filling.step == step:
             self.filling = None
-            self.readable_bytes = 0
         self._passed = max(self._passed, step + 1)
 
     def sealed(self, version: Version) -> None:
         """A generation is complete; nothing changes where it is of another trainer."""
         if self.filling == version:
             self.filling = None
-            self.readable_bytes = 0
             self._passed = max(self._passed, version.step + 1)

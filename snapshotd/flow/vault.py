@@ -319,35 +319,28 @@ class Vault:
         A reader that finds it damaged says so by DamagedBytes, and it is quarantined.
         """
         segment = self.segment(job, version, what)
-        holding = describe(segment)
-        segment.pin()
-        try:
+        with self._kept((job, version, what), segment):
             yield segment
-        except DamagedBytes as error:
-            if self._sealed.get((job, version, what)) is segment:
-                self.quarantine(holding, str(error))
-            raise
-        finally:
-            segment.unpin()
-            self._let_go(segment)
 
     @contextmanager
     def following(self, job: str, version: Version, what: What) -> Iterator[Image]:
         """As `reading`, of what is sealed or still filled; to code it, so what is freed ends it."""
-        growing = self._growing.get((job, version, what))
-        if growing is None:
-            with self.reading(job, version, what) as segment, self._noting_follower(segment):
-                yield SealedImage(segment, partial(self.is_freed, segment))
-            return
-        segment = growing.segment
+        key = job, version, what
+        growing = self._growing.get(key)
+        segment = self.segment(*key) if growing is None else growing.segment
+        with self._kept(key, segment, growing), self._noting_follower(segment):
+            yield growing or SealedImage(segment, partial(self.is_freed, segment))
+
+    @contextmanager
+    def _kept(self, key: Key, segment: Segment, growing: Growing | None = None) -> Iterator[None]:
+        holding = describe(segment) if growing is None else None
         segment.pin()
         try:
-            with self._noting_follower(segment):
-                yield growing
+            yield
         except DamagedBytes as error:
-            if self._sealed.get((job, version, what)) is segment:
-                self.quarantine(describe(segment), str(error))
-            else:
+            if self._sealed.get(key) is segment:
+                self.quarantine(holding or describe(segment), str(error))
+            elif growing is not None:
                 growing.spoil(str(error))
             raise
         finally:
